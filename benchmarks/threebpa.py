@@ -1,0 +1,197 @@
+"""How accurate is a potential after how many minutes? EquiMol and mace-torch on 3BPA, the same two cores, one after the other.
+
+    python benchmarks/threebpa.py prepare DATA_FOLDER WORK          # 450 + 50 frames of a seeded shuffle, three test sets
+    python benchmarks/threebpa.py equimol WORK --product clebsch_gordan --minutes 30
+    python benchmarks/threebpa.py mace WORK --python PATH_OF_PEER_PYTHON --minutes 30
+    python benchmarks/threebpa.py plot                              # benchmarks/results/threebpa.csv -> threebpa.svg
+
+Each training is a process of its own with two threads. Errors are those of snapshots on the *derived* test sets (136 / 167 / 166
+frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the published ones and are not them.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+TESTS = ("test_300", "test_600", "test_1200")
+
+
+def prepare(data: Path, work: Path) -> None:
+    """Splits and plain extxyz files that every code reads."""
+    import lzma
+    from io import StringIO
+
+    import ase.io
+    import numpy as np
+
+    def read(name: str) -> list:
+        return ase.io.read(StringIO(lzma.open(data / name, "rt").read()), ":", format="extxyz")
+
+    def write(name: str, frames: list) -> None:
+        out = []
+        for atoms in frames:
+            copy = atoms.copy()
+            copy.info = {"REF_energy": atoms.get_potential_energy()}
+            copy.cell, copy.pbc = None, False
+            copy.arrays["REF_forces"] = atoms.get_forces() if len(atoms) > 1 else np.zeros((1, 3))
+            if len(atoms) == 1:
+                copy.info["config_type"] = "IsolatedAtom"
+            out.append(copy)
+        ase.io.write(work / f"{name}.xyz", out, format="extxyz")
+
+    work.mkdir(parents=True, exist_ok=True)
+    frames = read("train_300K.xyz.xz")
+    order = np.random.default_rng(0).permutation(len(frames))
+    write("train", [frames[i] for i in order[:450]])
+    write("valid", [frames[i] for i in order[450:]])
+    write("atoms", read("iso_atoms.xyz.xz"))
+    for name in TESTS:
+        write(name, read(f"derived_{name}K.xyz.xz"))
+
+
+def run_equimol(work: Path, product: str, minutes: float, preset: str, every: float, extra: list[str]) -> None:
+    """Trains through the command line, copying checkpoints while it runs; then measures each copy."""
+    run = work / f"equimol_{product}_{preset}"
+    shutil.rmtree(run, ignore_errors=True)
+    snapshots = run.with_name(run.name + "_snapshots")
+    shutil.rmtree(snapshots, ignore_errors=True)
+    snapshots.mkdir(parents=True)
+    command = [
+        sys.executable, "-m", "equimol", "train", str(work / "train.xyz"), "--time", f"{minutes * 60:.0f}s", f"valid={work / 'valid.xyz'}", "test=0",
+        f"references={work / 'atoms.xyz'}", f"preset={preset}", f"settings.product={product}", f"out={run}", *extra,
+    ]  # fmt: skip
+    start, due = time.time(), every * 60
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    while process.poll() is None:
+        time.sleep(1)
+        last = run / "last.ckpt"
+        if time.time() - start > due and last.exists():
+            shutil.copy2(last, snapshots / f"{(last.stat().st_mtime - start) / 60:.2f}.ckpt")
+            due += every * 60
+    minutes_taken = (time.time() - start) / 60
+    if process.returncode:
+        raise SystemExit(f"training failed with exit code {process.returncode}")
+    record_equimol(work, run, snapshots, product, minutes_taken)
+
+
+def record_equimol(work: Path, run: Path, snapshots: Path, product: str, minutes_taken: float) -> None:
+    from equimol.data import read
+    from equimol.models import load
+    from equimol.training import evaluate, load_checkpoint_weights
+
+    model = load(run / "model.equimol")
+    tests = {name: read(work / f"{name}.xyz").frames for name in TESTS}
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = []
+    for path in [*sorted(snapshots.glob("*.ckpt"), key=lambda p: float(p.stem)), None]:
+        steps = load_checkpoint_weights(model, path) if path else ""
+        if path is None:
+            model = load(run / "model.equimol")
+        for name, frames in tests.items():
+            errors = evaluate(model, frames).errors
+            rows.append(
+                {
+                    "code": f"equimol {product}", "minutes": path.stem if path else f"{minutes_taken:.2f}", "epoch": steps and steps // 90, "parameters": parameters, "test": name,
+                    "energy_rmse_mev": errors["energy_rmse_mev"], "forces_rmse_mev_per_angstrom": errors["forces_rmse_mev_per_angstrom"],
+                }
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+    append(rows)
+
+
+def run_mace(work: Path, python: Path, minutes: float) -> None:
+    """The command line that the comparison is defined by; stopped by the clock, then measured by its own code."""
+    run = work / "mace"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from equimol.data import read
+
+    references = {int(f.numbers[0]): float(f.labels["energy"]) for f in read(work / "atoms.xyz").frames}
+    command = [
+        str(python.parent / "mace_run_train"), "--name=mace3bpa", f"--train_file={work / 'train.xyz'}", f"--valid_file={work / 'valid.xyz'}",
+        "--energy_key=REF_energy", "--forces_key=REF_forces", f"--E0s={references}", "--model=MACE", "--hidden_irreps=64x0e+64x1o", "--r_max=5.0",
+        "--num_interactions=2", "--correlation=3", "--max_ell=3", "--batch_size=5", "--ema", "--ema_decay=0.99", "--amsgrad", "--lr=0.01", "--energy_weight=27",
+        "--forces_weight=1000", "--default_dtype=float32", "--device=cpu", "--seed=0", "--save_all_checkpoints", "--patience=2048",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen([*command, "--max_num_epochs=1000"], cwd=run, env=environment)
+    try:
+        process.wait(minutes * 60 + 30)  # start-up is not counted
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+    subprocess.run([*command, "--max_num_epochs=1", "--restart_latest"], cwd=run, env=environment, check=True)
+    out = run / "errors.csv"
+    tests = [str(work / f"{name}.xyz") for name in TESTS]
+    subprocess.run([str(python), str(Path(__file__).parent / "peers" / "mace_threebpa.py"), str(run), str(out), *tests], env=environment, check=True)
+    with open(out, newline="") as file:
+        append(list(csv.DictReader(file)))
+
+
+def append(rows: list[dict]) -> None:
+    path = RESULTS / "threebpa.csv"
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot() -> None:
+    """Force errors on the three test sets over minutes of training."""
+    from matplotlib.figure import Figure
+
+    with open(RESULTS / "threebpa.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for number, (axes, test) in enumerate(zip(figure.subplots(1, 3), TESTS, strict=True)):
+        for code in dict.fromkeys(r["code"] for r in rows):
+            points = sorted((float(r["minutes"]), float(r["forces_rmse_mev_per_angstrom"])) for r in rows if r["code"] == code and r["test"] == test)
+            axes.plot(*zip(*points, strict=True), "o-", ms=3, label=code, color="black" if code == "mace-torch" else None)
+        axes.set(title=test.replace("test_", "") + " K", xlabel="minutes on two cores", yscale="log", ylabel="" if number else "force RMSE, meV/Å")
+        axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / "threebpa.svg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("prepare")
+    command.add_argument("data", type=Path)
+    command.add_argument("work", type=Path)
+    command = commands.add_parser("equimol")
+    command.add_argument("work", type=Path)
+    command.add_argument("--product", default="clebsch_gordan")
+    command.add_argument("--preset", default="small")
+    command.add_argument("--minutes", type=float, default=30)
+    command.add_argument("--every", type=float, default=3, help="minutes between snapshots")
+    command.add_argument("extra", nargs="*", help="key=value settings of the run")
+    command = commands.add_parser("mace")
+    command.add_argument("work", type=Path)
+    command.add_argument("--python", type=Path, required=True)
+    command.add_argument("--minutes", type=float, default=30)
+    commands.add_parser("plot")
+    args = parser.parse_args()
+    match args.command:
+        case "prepare":
+            prepare(args.data, args.work)
+        case "equimol":
+            run_equimol(args.work, args.product, args.minutes, args.preset, args.every, args.extra)
+        case "mace":
+            run_mace(args.work, args.python, args.minutes)
+        case "plot":
+            plot()
+
+
+if __name__ == "__main__":
+    main()

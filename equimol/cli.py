@@ -1,0 +1,296 @@
+"""The command `equimol`: parses, builds, calls. What the commands do is in the rooms they call.
+
+Libraries are imported inside the commands, so that `equimol --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+FAILURE = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
+        options.parser.error(f"unknown argument {next((word for word in rest if word.startswith('-')), rest[0])}")
+    if options.command == "train":
+        options.words += rest  # argparse gives up on a list of words that goes on after an option
+    try:
+        options.run(options)
+        return 0
+    except KeyboardInterrupt:
+        print("equimol: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("EQUIMOL_TRACEBACK") == "1":
+            raise
+        print(f"equimol {options.command}: error: {_one_line(error)}", file=sys.stderr)
+        return FAILURE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole grammar of the command."""
+    parser = _Parser(prog="equimol", description="Equivariant interatomic potentials, from data to molecular dynamics.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, run, summary, examples) in COMMANDS.items():
+        layout = {"epilog": f"examples:\n{examples}", "formatter_class": argparse.RawDescriptionHelpFormatter}
+        command = commands.add_parser(name, help=summary, description=summary, **layout)
+        add_arguments(command)
+        command.set_defaults(run=run, parser=command)
+    return parser
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------------------
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("equimol-demo"), help="folder for everything it writes (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time (default: %(default)s)")
+    parser.add_argument("--md-steps", type=int, default=1000, help="steps of molecular dynamics (default: %(default)s)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from equimol.demo import run
+
+    run(options.out, minutes=options.minutes, md_steps=options.md_steps)
+
+
+# --- train -----------------------------------------------------------------------------------------------------------------------
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="DATA | key=value", help="files with labelled structures, and settings")
+    parser.add_argument("--time", help="training time, such as 90s, 30m, 1h30m: preset and schedule are chosen to fit")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; key=value goes over it")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the interrupted run in this folder")
+    parser.add_argument("--print-config", action="store_true", help="print every setting with its value and meaning, and stop")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from equimol.training.config import dump_config, load_config
+
+    settings = [word for word in options.words if _is_setting(word)]
+    files = [word for word in options.words if not _is_setting(word)]
+    if files:
+        settings.insert(0, f"data={json.dumps(files[0] if len(files) == 1 else files)}")  # JSON is YAML with the quotes it may need
+    if options.time:
+        settings.append(f"time={options.time}")
+    if options.resume:
+        options.config = options.config or _stored_config(options.resume)
+        settings += ["resume=true", f"out={json.dumps(str(options.resume))}"]
+    config = load_config(options.config, settings)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return
+    from equimol.training.fit import fit
+
+    fit(config)
+
+
+def _is_setting(word: str) -> bool:
+    return re.match(r"[A-Za-z_][\w.]*=", word) is not None and not Path(word).exists()
+
+
+def _stored_config(run: Path) -> Path:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run} holds no run to resume (there is no {path}); check the folder")
+    return path
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model file, such as runs/first/model.equimol")
+    parser.add_argument("data", metavar="DATA", nargs="+", help="files with labelled structures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions.extxyz"), help="labels and predictions, .extxyz, .xyz or .npz (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="structures at a time (default: %(default)s)")
+    _add_device(parser)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    if options.out.suffix not in (".extxyz", ".xyz", ".npz"):
+        raise ValueError(f"predictions go into .extxyz, .xyz or .npz, got {options.out.name!r}; choose such a name with --out")
+    from equimol.data.formats import read
+    from equimol.interfaces.extxyz import format_predictions
+    from equimol.models.file import load
+    from equimol.training.atomic import write_arrays, write_atomically
+    from equimol.training.evaluate import evaluate
+    from equimol.training.metrics import error_table
+
+    model = load(options.model, device=options.device, dtype=options.dtype)
+    frames = read(options.data)
+    print(frames.report)
+    result = evaluate(model, frames.frames, options.batch)
+    print(error_table({", ".join(Path(name).name for name in options.data): result.errors}))
+    if options.out.suffix == ".npz":
+        write_arrays(options.out, result.predictions)
+    else:
+        write_atomically(options.out, format_predictions(frames.frames, result.predictions))
+    print(f"predictions in {options.out}")
+
+
+# --- md --------------------------------------------------------------------------------------------------------------------------
+
+
+def _md_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model file, such as runs/first/model.equimol")
+    parser.add_argument("structure", metavar="STRUCTURE", help="a file with the start, in any format that ASE reads")
+    parser.add_argument("--frame", type=int, default=0, help="which structure of that file, from 0 (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=300.0, help="K (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--timestep", type=float, help="fs (default: 1, or 0.5 where there is hydrogen)")
+    bath = "langevin holds the temperature, nve the energy (default: %(default)s)"
+    parser.add_argument("--thermostat", choices=("langevin", "nve"), default="langevin", help=bath)
+    parser.add_argument("--friction", type=float, default=0.01, help="1/fs, of langevin (default: %(default)s)")
+    parser.add_argument("--trajectory", type=Path, default=Path("md.extxyz"), help=".extxyz, .xyz or .traj (default: %(default)s)")
+    parser.add_argument("--interval", type=int, default=10, help="steps between frames (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of velocities and thermostat (default: %(default)s)")
+    _add_device(parser)
+
+
+def _md(options: argparse.Namespace) -> None:
+    from equimol.interfaces.ase_md import read_structure, run_md
+
+    run_md(
+        options.model,
+        read_structure(options.structure, options.frame),
+        options.temperature,
+        options.steps,
+        options.timestep,
+        options.thermostat,
+        friction=options.friction,
+        trajectory=options.trajectory,
+        interval=options.interval,
+        seed=options.seed,
+        device=options.device,
+        dtype=options.dtype,
+    )
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------------------
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", choices=("tensor-products",), default="tensor-products")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2, 3, 4], metavar="L", help="degrees (default: 1 2 3 4)")
+    parser.add_argument("--channels", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1000, help="rows (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append the rows to this CSV")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from equimol.bench import print_table, tensor_products
+
+    size = {"channels": options.channels, "batch": options.batch, "device": options.device}
+    print_table(tensor_products(options.lmax, **size, quick=options.quick, csv=options.out))
+
+
+# --- info ------------------------------------------------------------------------------------------------------------------------
+
+
+def _info_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model file; without it, what is installed here")
+    _add_device(parser)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from equimol.info import describe_machine, describe_model
+
+    print(describe_model(options.model, options.device, options.dtype) if options.model else describe_machine())
+
+
+# --- what they share -------------------------------------------------------------------------------------------------------------
+
+
+COMMANDS = {
+    "demo": (
+        _demo_arguments,
+        _demo,
+        "Train on packaged data, run molecular dynamics, time the products: five minutes.",
+        "  equimol demo\n  equimol demo --minutes 10 --out longer-demo",
+    ),
+    "train": (
+        _train_arguments,
+        _train,
+        "Train a potential on your structures; ends with an error table, a model file and a report.",
+        "  equimol train data.xyz --time 1h\n"
+        "  equimol train data.xyz preset=small loss.forces=100 out=runs/second\n"
+        "  equimol train --config run.yaml settings.product=gaunt_grid\n"
+        "  equimol train data.xyz --print-config\n"
+        "  equimol train --resume runs/first",
+    ),
+    "evaluate": (
+        _evaluate_arguments,
+        _evaluate,
+        "Errors of a model on labelled structures, and its predictions.",
+        "  equimol evaluate runs/first/model.equimol test.xyz\n  equimol evaluate model.equimol test.xyz --out test.npz --batch 32",
+    ),
+    "md": (
+        _md_arguments,
+        _md,
+        "Molecular dynamics of one structure; prints drift and ms per step, writes a trajectory.",
+        "  equimol md runs/first/model.equimol start.xyz --temperature 300 --steps 1000\n"
+        "  equimol md model.equimol start.cif --thermostat nve --timestep 0.5 --trajectory nve.traj",
+    ),
+    "bench": (
+        _bench_arguments,
+        _bench,
+        "Time the tensor products on this machine, next to e3nn.",
+        "  equimol bench tensor-products --quick\n  equimol bench tensor-products --lmax 2 3 --out times.csv",
+    ),
+    "info": (
+        _info_arguments,
+        _info,
+        "What is installed here, or what a model file holds and whether it works here.",
+        "  equimol info\n  equimol info runs/first/model.equimol",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as all errors of the command."""
+        self.exit(FAILURE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"equimol {version('equimol')}")
+        parser.exit()
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu or cuda (default: md takes cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="(default: that of the file)")
+
+
+def _one_line(error: Exception) -> str:
+    """What it says; with its kind where that is no error for users, or where it says nothing."""
+    text = " ".join(str(error).split())
+    if text and isinstance(error, (ValueError, OSError, RuntimeError)):
+        return text
+    return f"{type(error).__name__}: {text} (EQUIMOL_TRACEBACK=1 shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Which frames train, validate and test a model."""
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from equimol.data.errors import DataError
+from equimol.data.frame import Frame
+
+SPLITS = ("train", "valid", "test")
+TRAJECTORY = 0.5  # share of neighbours in the file with the same atoms, from which on the frames count as trajectories
+
+
+def split(
+    frames: Sequence[Frame], how: str = "auto", fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> dict[str, list[int]]:
+    """Indices of the train, valid and test frames, ascending; together they are all frames, none is left out.
+
+    "blocks" cuts every run of frames with the same atoms into three contiguous pieces, in that order, because a random split would
+    test on frames a time step away from training frames; the frames at the two cuts still are neighbours. "random" shuffles with
+    the seed. "group:KEY" keeps frames with the same `info[KEY]` together. "auto" is blocks for trajectories, else random.
+    """
+    fractions = tuple(float(fraction) for fraction in fractions)
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions must be three shares (train, valid, test) that sum to 1, got {fractions}; for example (0.8, 0.1, 0.1)")
+    if how == "auto":
+        how = "blocks" if is_trajectory(frames) else "random"
+    if how == "blocks":
+        place = _blocks(frames, fractions)
+    elif how == "random":
+        place = np.empty(len(frames), dtype=int)
+        place[np.random.default_rng(seed).permutation(len(frames))] = _cut(len(frames), fractions)
+    elif how.startswith("group:"):
+        place = _groups(frames, how.removeprefix("group:"), fractions, seed)
+    else:
+        raise ValueError(f"split must be auto, blocks, random or group:KEY, got {how!r}; group:config_type keeps its types together")
+    parts = {name: np.flatnonzero(place == index).tolist() for index, name in enumerate(SPLITS)}
+    if fractions[0] > 0 and not parts["train"]:
+        raise DataError(f"the split {how} of {len(frames)} frames leaves none to train on; give more frames, or another split")
+    return parts
+
+
+def is_trajectory(frames: Sequence[Frame]) -> bool:
+    """Whether most frames hold the same atoms in the same order as the frame before."""
+    atoms = [frame.numbers.tobytes() for frame in frames]
+    same = [before == after for before, after in pairwise(atoms)]
+    return bool(same) and float(np.mean(same)) >= TRAJECTORY
+
+
+def _cut(count: int, fractions: Sequence[float]) -> np.ndarray:
+    """0, 1 or 2, the piece of each frame. The first piece gets a frame, and with three frames every piece that has a share does."""
+    borders = np.rint(np.cumsum(fractions) * count).astype(int)
+    borders[0] = max(borders[0], int(fractions[0] > 0))
+    borders[1] = max(borders[1], borders[0])
+    if count >= 3:
+        borders[1] = max(borders[1], borders[0] + int(fractions[1] > 0))
+        borders[1] = min(borders[1], count - int(fractions[2] > 0))
+        borders[0] = min(borders[0], borders[1] - int(fractions[1] > 0))
+    return np.searchsorted(borders[:2], np.arange(count), side="right")
+
+
+def _blocks(frames: Sequence[Frame], fractions: Sequence[float]) -> np.ndarray:
+    """Every run cut by itself; what rounding takes from one run is given back in the next, so that runs of a few frames count too."""
+    runs = [len(list(run)) for _, run in groupby(frames, key=lambda frame: frame.numbers.tobytes())]
+    if len(runs) == 1:
+        return _cut(runs[0], fractions)
+    place, owed = [], np.zeros(2)  # frames still due to train, and to train and valid together
+    for count in runs:
+        owed += np.cumsum(fractions)[:2] * count
+        train = int(np.clip(np.rint(owed[0]), 0, count))
+        both = int(np.clip(np.rint(owed[1]), train, count))
+        owed -= [train, both]
+        place += [0] * train + [1] * (both - train) + [2] * (count - both)
+    return np.asarray(place, dtype=int)
+
+
+def _groups(frames: Sequence[Frame], key: str, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Groups in random order, each to the piece that lacks most of its share."""
+    lacking = [frame for frame in frames if key not in frame.info]
+    if lacking:
+        known = sorted({name for frame in frames for name in frame.info})
+        raise DataError(f"{lacking[0].source}: has no {key!r} to group by; the frames have: {', '.join(known) or 'nothing'}")
+    names = [frame.info[key] for frame in frames]
+    groups = list(dict.fromkeys(names))
+    missing, home = np.asarray(fractions) * len(frames), {}
+    for group in np.random.default_rng(seed).permutation(len(groups)):
+        home[groups[group]] = piece = int(np.argmax(missing))
+        missing[piece] -= names.count(groups[group])
+    return np.asarray([home[name] for name in names], dtype=int)

@@ -1,0 +1,96 @@
+"""What is installed here, and what a model file holds: the text of `equimol info`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+
+from equimol.models import MODELS
+from equimol.models.file import load, read_metadata
+from equimol.tensor_products import TENSOR_PRODUCTS
+
+_PACKAGES = ("torch", "torch-geometric", "lightning", "ase", "vesin", "e3nn", "numpy")
+
+
+def describe_machine() -> str:
+    """Versions, devices and threads, and the models and products to choose from."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    devices = [f"cpu ({torch.get_num_threads()} threads, {platform.machine()})"]
+    devices += [f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(torch.cuda.device_count())]
+    models = "; ".join(f"{name} ({', '.join(entry.presets)})" for name, entry in MODELS.items())
+    return _table(
+        {
+            "equimol": f"{_version('equimol')}, Python {platform.python_version()}, {platform.system()}",
+            "libraries": versions,
+            "devices": ", ".join(devices),
+            "models": f"{models}",
+            "products": ", ".join(TENSOR_PRODUCTS),
+        }
+    )
+
+
+def describe_model(path: str | Path, device: str | None = None, dtype: str | None = None) -> str:
+    """What the file says, after the model was loaded and has reproduced its fingerprint; raises where it does not."""
+    facts = read_metadata(path)
+    model = load(path, device=device, dtype=dtype)
+    reach = f", {facts['hops']} hops: an atom feels others up to {facts['cutoff'] * facts['hops']:g} Å away" if facts["hops"] > 1 else ""
+    structures = len(facts["fingerprint"]["energies"])
+    known = {
+        "model": _summary(facts["description"]),
+        "elements": " ".join(chemical_symbols[z] for z in facts["elements"]),
+        "cutoff": f"{facts['cutoff']:g} Å{reach}",
+        "parameters": f"{sum(p.numel() for p in model.parameters())} in {facts['dtype']}",
+        "inputs": ", ".join(["structure", *facts["inputs"]]),
+        "outputs": ", ".join(facts["outputs"]) + ("" if facts["conservative"] else " (forces are no gradient of the energy)"),
+        "units": ", ".join(f"{name} {unit}" for name, unit in facts["units"].items()),
+        "references": _references(facts),
+        "level of theory": facts.get("level_of_theory") or "not stated",
+        "labels": _flat(facts.get("label_keys")),
+        "trained": _flat({key: value for key, value in (facts.get("training") or {}).items() if key in _TRAINING}),
+        "errors": _flat((facts.get("training") or {}).get("errors")),
+        "written with": _flat(facts["versions"]),
+        "fingerprint": f"reproduced here in {str(model.dtype).removeprefix('torch.')} on {device or 'cpu'}: {structures} structures",
+    }
+    return _table({"file": str(path)} | {name: text for name, text in known.items() if text})
+
+
+_TRAINING = ("data", "preset", "steps", "epochs", "time", "batch", "loss", "seed")
+
+
+def _summary(description: dict[str, Any]) -> str:
+    """mace(product=clebsch_gordan, ...) + zbl, from a nested description."""
+    if "members" in description:
+        return " + ".join(_summary(member) for member in description["members"])
+    if "inner" in description:
+        return _summary(description["inner"])
+    settings = {key: value for key, value in description.get("config", {}).items() if key not in ("elements", "cutoff")}
+    return f"{description['name']}({_flat(settings)})"
+
+
+def _references(facts: dict[str, Any]) -> str:
+    energies = ", ".join(f"{chemical_symbols[int(z)]} {energy:.4f} eV" for z, energy in (facts["references"] or {}).items())
+    method = facts.get("references_method")
+    return f"{energies} ({method})" if energies and method else energies
+
+
+def _flat(values: Any) -> str:
+    if not isinstance(values, dict):
+        return "" if values is None else f"{values:.4g}" if isinstance(values, float) else str(values)
+    return ", ".join(f"{key} {{{_flat(value)}}}" if isinstance(value, dict) else f"{key} {_flat(value)}" for key, value in values.items())
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows.items())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

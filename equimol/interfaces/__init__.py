@@ -1,0 +1,1 @@
+"""What turns a potential into what a simulator wants: one file per simulator."""

@@ -1,0 +1,96 @@
+"""Models. A new one is one file here and one line in ``MODELS``."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from equimol.models.base import ConservativePotential, Potential
+from equimol.models.composition import Shifted, Sum
+from equimol.models.file import load, save
+from equimol.models.lennard_jones import LennardJones, LennardJonesConfig
+from equimol.models.mace import MACE, MACEConfig
+from equimol.models.mace import PRESETS as MACE_PRESETS
+from equimol.models.zbl import ZBL, ZBLConfig
+
+__all__ = [
+    "MACE", "MODELS", "ZBL", "ConservativePotential", "LennardJones", "LennardJonesConfig", "MACEConfig", "ModelEntry", "Potential",
+    "Shifted", "Sum", "ZBLConfig", "build", "build_model", "load", "save",
+]  # fmt: skip
+
+
+class ModelEntry(NamedTuple):
+    """A class, its settings, and named sets of settings; ``tiny`` is always among them and trains in seconds."""
+
+    model: type[Potential]
+    config: type
+    presets: dict[str, dict[str, Any]]
+
+
+MODELS: dict[str, ModelEntry] = {
+    "mace": ModelEntry(MACE, MACEConfig, MACE_PRESETS),
+    "lennard_jones": ModelEntry(LennardJones, LennardJonesConfig, {"tiny": {}}),
+    "zbl": ModelEntry(ZBL, ZBLConfig, {"tiny": {}}),
+}
+
+
+def build_model(
+    name: str,
+    preset: str = "tiny",
+    *,
+    elements: Iterable[int],
+    references: dict[int, float] | None = None,
+    scale: float = 1.0,
+    shift: float = 0.0,
+    zbl: bool = True,
+    **settings: Any,
+) -> Potential:
+    """A potential with fresh weights. Seed torch first if they should be reproducible.
+
+    Args:
+        name: one of ``MODELS``.
+        preset: a named set of settings of that model.
+        elements: atomic numbers that it shall know.
+        references: eV per atomic number, added to each atom; zero where None.
+        scale, shift: eV; multiplies the network's energies and is added to each atom's.
+        zbl: add screened nuclear repulsion at short range, which real structures hardly feel.
+        settings: fields of the model's config, over those of the preset.
+
+    Raises:
+        ValueError: unknown model, preset, setting or a setting out of range; the message names the nearest known one.
+    """
+    entry = MODELS[_known(name, MODELS, "model")]
+    preset_settings = entry.presets[_known(preset, entry.presets, f"preset of {name}")]
+    elements = tuple(sorted({int(z) for z in elements}))
+    model = entry.model(_config(entry.config, {**preset_settings, **settings, "elements": elements}))
+    model = Shifted(model, references or dict.fromkeys(elements, 0.0), scale, shift)
+    return Sum(model, ZBL(ZBLConfig(elements=elements))) if zbl else model
+
+
+def build(description: dict[str, Any]) -> Potential:
+    """The potential that ``potential.description()`` described, with fresh weights."""
+    match description:
+        case {"name": "sum", "members": members}:
+            return Sum(*(build(m) for m in members))
+        case {"name": "shifted", "inner": inner, "references": references, "scale": scale, "shift": shift}:
+            return Shifted(build(inner), {int(z): e for z, e in references.items()}, scale, shift)
+        case {"name": str(name), "config": dict(config)}:
+            entry = MODELS[_known(name, MODELS, "model")]
+            return entry.model(_config(entry.config, config))
+    raise ValueError(f"a description needs 'name' and 'config', 'members' or 'inner', got keys {sorted(description)}")
+
+
+def _config(cls: type, settings: dict[str, Any]) -> Any:
+    names = [f.name for f in fields(cls)]
+    for key in settings:
+        _known(key, names, f"field of {cls.__name__}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+
+def _known(word: str, words: Iterable[str], what: str) -> str:
+    words = list(words)
+    if word in words:
+        return word
+    near = difflib.get_close_matches(str(word), words, 1)
+    raise ValueError(f"{word!r} is no {what}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(words)}"))

@@ -1,0 +1,125 @@
+"""The contract of a potential, and the one place where derivatives are taken."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from equimol.data.graph import AtomicGraph
+from equimol.ops import scatter_sum
+
+
+class Potential(nn.Module, ABC):
+    """What trainers, calculators and benchmarks know of a model.
+
+    Results are float64 whatever the dtype of the parameters, which :attr:`dtype` tells. A subclass sets the attributes below
+    and, where it is listed in ``MODELS``, keeps its frozen settings in ``config``.
+    """
+
+    cutoff: float  # Å; interactions are exactly zero beyond
+    hops: int  # edges that information travels: LAMMPS needs ghosts to cutoff * hops
+    elements: tuple[int, ...]  # atomic numbers that the model knows, ascending
+    inputs: tuple[str, ...] = ()  # per-system inputs beyond the structure: "charge", "spin"
+    outputs: tuple[str, ...] = ("energy", "forces", "stress", "energies")
+    conservative: bool = True  # forces are the exact derivative of the energy
+    config: Any
+
+    @abstractmethod
+    def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        """Energy [systems], energies [atoms], forces [atoms, 3] and stress [systems, 3, 3]: eV, Å, float64.
+
+        Stress has ASE's sign (positive wants to contract) and is NaN for systems without a volume or a periodic direction.
+        """
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """All that :func:`equimol.models.build` needs to make this model again, weights apart. JSON-able."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters; energy sums and geometry are float64 always."""
+        return next((p.dtype for p in self.parameters()), torch.float64)
+
+    def check_elements(self, numbers: Int[Tensor, " atoms"]) -> None:
+        """Raises ValueError, naming them, if there are elements that the model was not made for."""
+        known = torch.zeros(max(120, int(numbers.max()) + 1 if len(numbers) else 0), dtype=torch.bool, device=numbers.device)
+        known[list(self.elements)] = True
+        if len(numbers) and not bool(known[numbers].all()):
+            missing = sorted(set(numbers.tolist()) - set(self.elements))
+            raise ValueError(f"the model knows {_symbols(self.elements)}, the structure has {_symbols(missing)} too; train with these elements")
+
+
+def _symbols(numbers: list[int] | tuple[int, ...]) -> str:
+    return " ".join(chemical_symbols[z] if z < len(chemical_symbols) else f"Z={z}" for z in numbers)
+
+
+class ConservativePotential(Potential):
+    """A potential whose forces and stress are derivatives of a sum of atomic energies."""
+
+    @abstractmethod
+    def atomic_energies(
+        self,
+        displacements: Float[Tensor, "edges 3"],
+        numbers: Int[Tensor, " atoms"],
+        senders: Int[Tensor, " edges"],
+        receivers: Int[Tensor, " edges"],
+        indices: dict[str, Tensor],
+        system: Int[Tensor, " atoms"],
+    ) -> tuple[Float[Tensor, " atoms"], Tensor]:
+        """Energies [atoms] and the last features [atoms, ...]: pure tensors in, pure tensors out, as compiled and exported.
+
+        Args:
+            displacements: sender minus receiver, Å, float64; the model casts them to its own dtype.
+            numbers: atomic numbers.
+            senders, receivers: edges, sorted by receiver; some may be longer than the cutoff and count nothing.
+            indices: what :meth:`indices` gave.
+            system: which system each atom belongs to.
+        """
+
+    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        """Integer tensors derived from the graph (angles, segments): eager, without gradient. Most models need none."""
+        return {}
+
+    def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        self.check_elements(graph.numbers)
+        with torch.enable_grad():
+            displacements = graph.displacements().detach().requires_grad_()
+            energies, _ = self.atomic_energies(
+                displacements, graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
+            )
+            (slope,) = torch.autograd.grad(
+                energies.sum(), displacements, create_graph=self.training, allow_unused=True, materialize_grads=True
+            )
+        atoms, systems = len(graph.numbers), len(graph.cell)
+        if not self.training:
+            energies = energies.detach()
+        # r_e = x_sender - x_receiver: the energy falls along -slope for the sender and along +slope for the receiver
+        forces = scatter_sum(slope, graph.receivers, atoms) - scatter_sum(slope, graph.senders, atoms)
+        virial = scatter_sum(slope[:, :, None] * displacements.detach()[:, None], graph.system[graph.receivers], systems)
+        return {
+            "energy": scatter_sum(energies, graph.system, systems),
+            "energies": energies,
+            "forces": forces,
+            "stress": (virial + virial.mT) / (2 * _volume(graph))[:, None, None],
+        }
+
+
+def _volume(graph: AtomicGraph) -> Float[Tensor, " systems"]:
+    """Å³; NaN where stress means nothing: no periodic direction, or no volume."""
+    a, b, c = graph.cell.unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()  # no determinant: it has no kernel in exported C++ models
+    return torch.where((volume > 0) & graph.pbc.any(1), volume, torch.nan)
+
+
+class ConfiguredPotential(ConservativePotential):
+    """A conservative model that is listed in ``MODELS``: its class name and its settings describe it."""
+
+    name: str
+
+    def description(self) -> dict[str, Any]:
+        return {"name": self.name, "config": asdict(self.config)}

@@ -1,0 +1,84 @@
+"""Linear layers over channels: per degree, per element, and a small perceptron for scalars."""
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from equimol.ops import gather
+from equimol.o3 import Layout, format_irreps, split_blocks
+
+
+def _paired(in_layout: Layout, out_layout: Layout) -> list[tuple[int, int]]:
+    """Blocks of equal degree and parity; an output block may have no input."""
+    kinds = {(b.l, b.parity): n for n, b in enumerate(in_layout)}
+    if len(kinds) != len(in_layout):
+        raise ValueError(f"each degree and parity may appear once, got {format_irreps(in_layout)}; merge equal irreps")
+    return [(kinds[b.l, b.parity], n) for n, b in enumerate(out_layout) if (b.l, b.parity) in kinds]
+
+
+class DegreeLinear(nn.Module):
+    """Mixes channels, one matrix per degree: [..., dim_in] -> [..., dim_out]. No bias: it would point somewhere.
+
+    Output blocks that the input cannot reach are zero. Weights are normal / sqrt(channels in): variance is kept.
+    """
+
+    def __init__(self, in_layout: Layout, out_layout: Layout) -> None:
+        super().__init__()
+        self.in_layout, self.out_layout = in_layout, out_layout
+        self._pairs = dict((o, i) for i, o in _paired(in_layout, out_layout))
+        self.weights = nn.ParameterList(
+            torch.randn(in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5 for o, i in self._pairs.items()
+        )
+
+    def forward(self, x: Float[Tensor, "... dim_in"]) -> Float[Tensor, "... dim_out"]:
+        parts, weights, out = split_blocks(x, self.in_layout), iter(self.weights), []
+        for n, block in enumerate(self.out_layout):
+            if n in self._pairs:
+                i = self._pairs[n]
+                out.append((parts[i] @ next(weights)).flatten(-2))
+            else:
+                out.append(x.new_zeros(*x.shape[:-1], block.dim))
+        return out[0] if len(out) == 1 else torch.cat(out, -1)
+
+
+class ElementLinear(nn.Module):
+    """Mixes channels, one matrix per degree *and element*: [atoms, dim_in], [atoms] -> [atoms, dim_out]."""
+
+    def __init__(self, in_layout: Layout, out_layout: Layout, num_elements: int) -> None:
+        super().__init__()
+        self.in_layout, self.out_layout = in_layout, out_layout
+        self._pairs = dict((o, i) for i, o in _paired(in_layout, out_layout))
+        self.weights = nn.ParameterList(
+            torch.randn(num_elements, in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5 for o, i in self._pairs.items()
+        )
+
+    def forward(self, x: Float[Tensor, "atoms dim_in"], species: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms dim_out"]:
+        parts, weights, out = split_blocks(x, self.in_layout), iter(self.weights), []
+        for n, block in enumerate(self.out_layout):
+            if n in self._pairs:
+                i = self._pairs[n]
+                out.append(torch.bmm(parts[i], gather(next(weights), species)).flatten(-2))
+            else:
+                out.append(x.new_zeros(len(x), block.dim))
+        return out[0] if len(out) == 1 else torch.cat(out, -1)
+
+
+class ScalarMLP(nn.Module):
+    """Perceptron for invariants without biases: zero in, zero out, which keeps an envelope's zeros.
+
+    Hidden activations are silu, scaled to keep the variance of a standard normal input.
+    """
+
+    SILU_GAIN = 1.6765324703310909  # 1 / sqrt(E[silu(z)^2]), z standard normal
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(a, b) / a**0.5 for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Float[Tensor, "... width_in"]) -> Float[Tensor, "... width_out"]:
+        for n, weight in enumerate(self.weights):
+            x = x @ weight
+            if n + 1 < len(self.weights):
+                x = nn.functional.silu(x) * self.SILU_GAIN
+        return x

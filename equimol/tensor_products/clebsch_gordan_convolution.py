@@ -1,0 +1,79 @@
+"""The Clebsch-Gordan edge convolution of NequIP and MACE, arranged so that the coupling happens once per atom."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from equimol.o3 import Block, Layout, coupling_paths, natural_layout, split_blocks, wigner_3j
+from equimol.o3.tables import Table
+from equimol.ops import Slots, gather
+from equimol.tensor_products.base import EdgeConvolution
+
+
+class ClebschGordanConvolution(EdgeConvolution):
+    """Sum over neighbours of (feature of the sender) x (harmonics of the edge), a radial weight for each path.
+
+    A_i,p = sum_j w_p(r_ij) (x_j (x) Y(r_ij))_p: Batatia et al. 2022, eq. 8. Paths stay apart: the block of degree l3 in
+    ``out`` has ``channels`` times the number of paths into l3, path by path, for the linear layer that follows to mix.
+    The coupling is linear, so it is applied after the sum: sum_j Y_j (w_j x_j)^T is a matrix product per atom, and the
+    Clebsch-Gordan coefficients then act on atoms instead of edges.
+
+    Args:
+        in_layout: blocks of equal channels.
+        lmax_edge: degrees 0..lmax_edge of the harmonics.
+        out_degrees: l3 kept, or the largest of them.
+        couplings: "even" keeps l1+l2+l3 even (natural parity from natural parity), "all" also the pseudotensors.
+    """
+
+    def __init__(self, in_layout: Layout, lmax_edge: int, out_degrees: int | Iterable[int], *, couplings: str = "even") -> None:
+        super().__init__(in_layout, lmax_edge, out_degrees)
+        paths = coupling_paths(in_layout, natural_layout(lmax_edge, 1), self.out_degrees, couplings)
+        self.paths = tuple(sorted(paths, key=lambda p: (p.l2, p.i1, p.l3)))  # weights in this order
+        self.num_weights = len(self.paths)
+        kinds = sorted({(p.l3, -p.p3) for p in self.paths})  # even parity first, as e3nn sorts
+        self._columns = {kind: [n for n, p in enumerate(self.paths) if (p.l3, -p.p3) == kind] for kind in kinds}
+        self.out = tuple(Block(l, -minus, self.channels * len(columns)) for (l, minus), columns in self._columns.items())
+        self._tables = nn.ModuleList()
+        self._groups = []  # paths that share l2 and the block of x: one matrix product over neighbours each
+        for (l2, i1), group in groupby(self.paths, key=lambda p: (p.l2, p.i1)):
+            members = list(group)
+            self._groups.append((l2, i1, members))
+            self._tables.append(Table(_coupling_matrix(members)))
+
+    def forward(
+        self,
+        features: Float[Tensor, "atoms dim"],
+        harmonics: Float[Tensor, "edges harmonics"],
+        senders: Int[Tensor, " edges"],
+        receivers: Int[Tensor, " edges"],
+        weights: Float[Tensor, "edges num_weights channels"],
+    ) -> Float[Tensor, "atoms dim_out"]:
+        self.check(features, harmonics, senders, receivers, weights)
+        atoms, channels = len(features), self.channels
+        slots = Slots(receivers, atoms)
+        neighbours = split_blocks(gather(features, slots.index(senders)), self.in_layout)  # [slots, 2*l1+1, channels] each
+        angular = slots.fill(harmonics).unflatten(0, (atoms, slots.width)).split([2 * l + 1 for l in range(self.lmax_edge + 1)], -1)
+        radial = slots.fill(weights).split([len(members) for _, _, members in self._groups], 1)
+        coupled: list[Tensor] = []  # one [atoms, 2*l3+1, channels] per path
+        for (l2, i1, members), w, table in zip(self._groups, radial, self._tables, strict=True):
+            weighted = w.unsqueeze(2) * neighbours[i1].unsqueeze(1)  # [slots, paths, 2*l1+1, channels]
+            columns = len(members) * (2 * self.in_layout[i1].l + 1)
+            moments = torch.bmm(angular[l2].mT, weighted.reshape(atoms, slots.width, columns * channels))
+            together = torch.matmul(table(moments), moments.view(atoms, (2 * l2 + 1) * columns, channels))
+            coupled += together.split([2 * p.l3 + 1 for p in members], 1)
+        return torch.cat([torch.cat([coupled[n] for n in columns], -1).flatten(1) for columns in self._columns.values()], -1)
+
+
+def _coupling_matrix(paths: list) -> Float[Tensor, "rows columns"]:
+    """Rows (path, m3), columns (m2, path, m1): component-normalised Clebsch-Gordan coefficients, zero between paths."""
+    l1, l2 = paths[0].l1, paths[0].l2
+    rows = []
+    for n, p in enumerate(paths):
+        block = torch.zeros(2 * p.l3 + 1, 2 * l2 + 1, len(paths), 2 * l1 + 1, dtype=torch.float64)
+        block[:, :, n] = (2 * p.l3 + 1) ** 0.5 * wigner_3j(l1, l2, p.l3).permute(2, 1, 0)
+        rows.append(block.flatten(1))
+    return torch.cat(rows)

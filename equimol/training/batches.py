@@ -1,0 +1,65 @@
+"""Which frames make up which step: a pure function of (seed, step), so that a run continues exactly where it stopped."""
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of frame numbers for the steps start..total of a run.
+
+    Every epoch is a fresh seeded permutation whose last, smaller batch is kept. The length is `total` also where the sampler
+    starts in the middle: the trainer counts the steps of the whole run.
+    """
+
+    def __init__(self, size: int, batch: int, seed: int, total: int, start: int = 0) -> None:
+        if size < 1 or batch < 1:
+            raise ValueError(f"a training set and its batches need at least one frame, got {size} frames in batches of {batch}")
+        self.size, self.batch, self.seed, self.total, self.start = size, batch, seed, total, start
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.size / self.batch)
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """The permutation of one epoch, from nothing but the seed and the number of the epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, of_epoch = None, -1
+        for step in range(self.start, self.total):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != of_epoch:
+                order, of_epoch = self.epoch_order(epoch), epoch
+            yield order[place * self.batch : (place + 1) * self.batch].tolist()
+
+
+def train_loader(graphs: Sequence[Any], sampler: StepSampler, workers: int = 0) -> Any:
+    """Batched graphs in the order of the sampler. Workers change who assembles a batch, never which one comes next."""
+    import torch
+    from torch_geometric.loader import DataLoader
+
+    # without a generator of its own the loader would draw from the global one, and a resumed run would differ
+    own = torch.Generator()
+    return DataLoader(graphs, batch_sampler=sampler, num_workers=workers, generator=own, worker_init_fn=_leave_signals_to_the_run)
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the run saves first, and needs its workers until then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the run that forked this worker
+
+
+def ordered_loader(graphs: Sequence[Any], batch: int) -> Any:
+    """Batched graphs, each once and in order: for validation and evaluation."""
+    import torch
+    from torch_geometric.loader import DataLoader
+
+    return DataLoader(graphs, batch_size=batch, generator=torch.Generator())

@@ -1,0 +1,127 @@
+"""How long a run is: batch, preset and number of steps that fit the time, found by timing real steps on this machine."""
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from equimol.training.batches import StepSampler, ordered_loader, train_loader
+from equimol.training.config import TrainConfig, parse_duration
+from equimol.training.module import TrainingModule, make_optimizer
+from equimol.training.prepare import TrainingData
+
+RESERVE = 0.04  # of the time: for start, end and a machine that slows down
+TRAINER_SECONDS = 0.002  # what the trainer adds to each step, measured on a model of one parameter
+MOST_VALIDATIONS = 50
+EVALUATED_TRAIN_FRAMES = 500  # of the training set, in the final table
+
+# preset=auto takes the largest preset that gets so many passes over the training set, or 200 times as many steps
+ENOUGH_EPOCHS = {"nano": 0, "small": 30, "medium": 300}
+
+
+def fit_to_budget(
+    config: TrainConfig,
+    data: TrainingData,
+    weights: dict[str, float],
+    build: Callable[[str], nn.Module],  # a model of a preset
+    presets: Sequence[str],
+    started: float,  # time.monotonic() when the run began: the time includes what came before
+) -> tuple[TrainConfig, str]:
+    """The settings with batch, preset, steps and validate_every as numbers, and a sentence that says what was chosen and why."""
+    graphs, batch = data.graphs, config.batch
+    if batch == "auto":
+        batch = automatic_batch(data)
+    config = dataclasses.replace(config, batch=min(batch, len(graphs["train"])))
+    per_epoch = StepSampler(len(graphs["train"]), config.batch, config.seed, 1).steps_per_epoch
+    candidates = [name for name in ENOUGH_EPOCHS if name in presets] if config.preset == "auto" else [config.preset]
+    candidates = candidates or [next(iter(presets))]
+    if config.steps or config.epochs or not config.time:
+        preset = config.preset if config.preset != "auto" else ("small" if "small" in candidates else candidates[-1])
+        steps = config.steps or (config.epochs or 100) * per_epoch
+        text = f"{steps} steps of {config.batch} frames, {steps / per_epoch:.1f} epochs"
+    else:
+        preset, steps, text = _by_time(config, data, weights, build, candidates, per_epoch, started)
+    every = config.validate_every
+    if every == "auto":
+        every = max(1, steps // max(1, min(MOST_VALIDATIONS, steps // per_epoch)))
+    config = dataclasses.replace(config, preset=preset, steps=steps, validate_every=min(every, steps))
+    return config, f"{config.model} {preset}: {text}"
+
+
+def automatic_batch(data: TrainingData) -> int:
+    """Five frames of up to 50 atoms, about 150 atoms of larger ones, at least one."""
+    frames = data.frames["train"]
+    mean = sum(len(frame.numbers) for frame in frames) / len(frames)
+    return 5 if mean <= 50 else max(1, min(5, int(150 / mean)))
+
+
+def train_step_seconds(
+    model: nn.Module, graphs: Sequence[Any], weights: dict[str, float], config: TrainConfig, limit: float = 3.0
+) -> float:
+    """Median time of a full optimizer step on a copy of the model: batch assembly, forward, backward, clipping, update, average.
+
+    The first two steps are not counted; then 3 to 30 steps are, within `limit` seconds.
+    """
+    module = TrainingModule(copy.deepcopy(model), weights, config, total_steps=100).train()
+    optimizer, device = make_optimizer(module.model, config), next(module.parameters()).device
+    times: list[float] = []
+    begin = time.perf_counter()
+    for step, graph in enumerate(train_loader(graphs, StepSampler(len(graphs), config.batch, config.seed, 32)), start=1):
+        loss = module.training_step(graph.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        module.update_average(step)
+        float(loss.detach())  # wait for the device
+        times.append(time.perf_counter() - begin)
+        if len(times) >= 5 and times[-1] > limit:
+            break
+        if step == 2:
+            limit += times[-1]  # warming up is not counted
+    return statistics.median(later - earlier for earlier, later in pairwise(times[1:])) + TRAINER_SECONDS
+
+
+def evaluation_seconds(model: nn.Module, graphs: Sequence[Any], batch: int) -> float:
+    """Time per frame to predict energies and forces in evaluation mode."""
+    model = copy.deepcopy(model).eval()
+    device = next(model.parameters()).device
+    times = []
+    for graph in ordered_loader(graphs[: 3 * batch], batch):
+        begin = time.perf_counter()
+        float(model(graph.to(device))["energy"].sum())
+        times.append((time.perf_counter() - begin) / graph.num_systems)
+    return min(times)
+
+
+def _by_time(config, data, weights, build, candidates, per_epoch, started) -> tuple[str, int, str]:
+    """The largest candidate that learns enough in the time, and its number of steps."""
+    budget = parse_duration(config.time or "1h")
+    chosen = None
+    for preset in candidates:
+        model = build(preset)
+        step_seconds = train_step_seconds(model, data.graphs["train"], weights, config, limit=min(3.0, 0.02 * budget))
+        frame_seconds = evaluation_seconds(model, data.graphs["train"], config.batch)
+        steps = _steps_in(budget, budget - (time.monotonic() - started), step_seconds, frame_seconds, data, per_epoch)
+        enough = steps >= ENOUGH_EPOCHS.get(preset, 0) * min(per_epoch, 200)
+        if chosen is None or enough:
+            chosen = (preset, steps, step_seconds)
+        if not enough:
+            break
+    preset, steps, step_seconds = chosen
+    text = f"{1000 * step_seconds:.0f} ms per step of {config.batch} frames: {steps} steps, {steps / per_epoch:.1f} epochs in {config.time}"
+    return preset, steps, text
+
+
+def _steps_in(budget: float, left: float, step_seconds: float, frame_seconds: float, data: TrainingData, per_epoch: int) -> int:
+    """Steps that leave room for validations and for the table at the end. At least one: a run that is too short says so by its errors."""
+    sizes = {name: len(graphs) for name, graphs in data.graphs.items()}
+    final = frame_seconds * (min(sizes["train"], EVALUATED_TRAIN_FRAMES) + 2 * sizes["valid"] + sizes["test"])
+    usable = max(0.0, left - RESERVE * budget - final)
+    validations = max(1, min(MOST_VALIDATIONS, int(usable / (per_epoch * step_seconds))))
+    return max(1, int((usable - validations * sizes["valid"] * frame_seconds) / step_seconds))

@@ -1,0 +1,238 @@
+"""Settings of a training run: one frozen dataclass, its YAML file and `key=value` overrides on top."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from equimol.data.properties import INPUTS, PROPERTIES
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What one run does: the keys of its YAML file. Weights of the loss that are not given keep their defaults."""
+
+    # the data
+    data: Annotated[str | list[str], "file or files with labelled frames"] = ""
+    keys: Annotated[dict, "label: key in the file, where the detected one is not the one meant"] = field(default_factory=dict)
+    energy_key: Annotated[Literal["auto", "energy", "free_energy"], "which energy, where a file has both"] = "auto"
+    split: Annotated[str, "auto | blocks | random | group:KEY"] = "auto"
+    valid: Annotated[float | str, "validation: a fraction, a number of frames, or a file"] = 0.1
+    test: Annotated[float | str | list[str], "test: a fraction, a number of frames, or file(s)"] = 0.1
+    references: Annotated[str | dict, "auto (isolated atoms, else ridge regression), a file of isolated atoms, or {element: eV}"] = "auto"
+    level_of_theory: Annotated[str | None, "written into the model file"] = None
+    # the model
+    model: Annotated[str, "a name of equimol.models.MODELS"] = "mace"
+    preset: Annotated[str, "auto (fits the time) or a preset of the model: nano, small, medium"] = "auto"
+    settings: Annotated[dict, "fields of the model's own configuration, laid over the preset"] = field(default_factory=dict)
+    cutoff: Annotated[float, "Å"] = 5.0
+    zbl: Annotated[bool, "add the ZBL core repulsion"] = True
+    scale: Annotated[float | Literal["auto"], "energy scale of the model, eV; auto: root mean square force of the training set"] = "auto"
+    shift: Annotated[float | Literal["auto"], "eV per atom, added to the references; auto: mean of what they leave in the training set"] = (
+        "auto"
+    )
+    precision: Annotated[Literal["float32", "float64"], "of the model; geometry, labels and energy sums stay float64"] = "float32"
+    # the length; steps go before epochs, epochs before time
+    time: Annotated[str | None, "whole run: 90s, 30m, 1h30m; the schedule fits it; null: 100 epochs"] = "1h"
+    epochs: Annotated[int | None, "length in passes over the training set, instead of time"] = None
+    steps: Annotated[int | None, "length in optimizer steps, instead of epochs"] = None
+    # the optimisation
+    loss: Annotated[dict, "weight of each property; auto: on where there are labels"] = field(
+        default_factory=lambda: {"energy": 1.0, "forces": 10.0, "stress": "auto"}
+    )
+    loss_function: Annotated[Literal["mse", "huber"], "of the errors, per property"] = "mse"
+    batch: Annotated[int | Literal["auto"], "frames per step; auto: 5, or fewer for more than 50 atoms"] = "auto"
+    learning_rate: Annotated[float, "largest one; warms up linearly, then falls to zero along a cosine"] = 0.01
+    warmup: Annotated[int, "steps; at most a tenth of the run"] = 100
+    weight_decay: Annotated[float, "on matrices only"] = 1e-6
+    clip: Annotated[float, "largest gradient norm"] = 10.0
+    ema: Annotated[float, "decay of the average of weights that is validated and saved; 0: none"] = 0.99
+    seed: Annotated[int, "of split, weights and data order"] = 0
+    # the machinery
+    validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times"] = "auto"
+    checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
+    workers: Annotated[int, "processes that assemble batches"] = 0
+    device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
+    out: Annotated[str, "folder of the run"] = "runs/first"
+    resume: Annotated[bool | Literal["auto"], "continue the run in that folder with the settings stored there; auto: if there is one"] = (
+        False
+    )
+
+    def __post_init__(self) -> None:
+        """Every value is checked against its annotation, so that a wrong one is named before anything is read."""
+        for name, value in _converted(vars(self)).items():
+            object.__setattr__(self, name, value)
+        check_keys("loss", self.loss, PROPERTIES)
+        check_keys("keys", self.keys, PROPERTIES | INPUTS)
+        object.__setattr__(self, "loss", {name: _weight(name, weight) for name, weight in self.loss.items()})
+        if self.time is not None:
+            parse_duration(self.time)
+        for name, rule, holds in self._rules():
+            if not holds:
+                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+    def _rules(self) -> Iterable[tuple[str, str, bool]]:
+        yield "cutoff", "positive, in Å", self.cutoff > 0
+        yield "batch", "at least 1", self.batch == "auto" or self.batch >= 1
+        yield "learning_rate", "positive", self.learning_rate > 0
+        yield "clip", "positive", self.clip > 0
+        yield "ema", "at least 0 and below 1", 0 <= self.ema < 1
+        yield "validate_every", "at least 1", self.validate_every == "auto" or self.validate_every >= 1
+        yield "checkpoint_every", "at least 1", self.checkpoint_every >= 1
+        yield "workers", "0 or more", self.workers >= 0
+        for name in ("epochs", "steps"):
+            yield name, "at least 1", getattr(self, name) is None or getattr(self, name) >= 1
+        for name in ("valid", "test"):
+            share = getattr(self, name)
+            possible = not isinstance(share, float) or 0 <= share < 1 or (share > 1 and share == int(share))
+            yield name, "a fraction below 1, a whole number of frames, or a file", possible
+        for name in ("warmup", "weight_decay"):
+            yield name, "0 or more", getattr(self, name) >= 0
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> TrainConfig:
+    """The settings of a YAML file, if there is one, with `key=value` laid over them (`loss.forces=100` reaches inside)."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold lines of `key: value`, got {type(values).__name__}")
+    for text in overrides:
+        _apply_override(values, text)
+    return config_from(values)
+
+
+def config_from(values: Mapping[str, Any]) -> TrainConfig:
+    """A TrainConfig from plain values; the weights of the loss are laid over the default ones."""
+    check_keys("TrainConfig", values, [name for name, _, _ in settings()])
+    values = dict(values)
+    if isinstance(values.get("loss"), dict):
+        values["loss"] = TrainConfig().loss | values["loss"]
+    return TrainConfig(**_converted(values))
+
+
+def settings() -> Iterator[tuple[str, Any, str]]:
+    """(name, type, explanation) of every setting, in the order of the file."""
+    for name, hint in typing.get_type_hints(TrainConfig, include_extras=True).items():
+        yield name, *typing.get_args(hint)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The YAML text that loads back to the same settings, each with its explanation."""
+    lines = []
+    for name, _, explanation in settings():
+        text = yaml.safe_dump(getattr(config, name), default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+        lines.append(f"{name}: {text.removesuffix('...' + chr(10)).rstrip()}  # {explanation}\n")
+    return "".join(lines)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "30m", "1.5h" or "1h30m"."""
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.replace(" ", ""))
+    try:
+        seconds = sum(float(number) * unit for number, unit in zip(found.groups(), (3600, 60, 1), strict=True) if number)
+    except (AttributeError, ValueError):
+        seconds = 0.0
+    if seconds <= 0:
+        raise ValueError(f"time must be a duration with units, such as 90s, 30m or 1h30m, got {text!r}")
+    return seconds
+
+
+def check_keys(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Unknown names raise, with the nearest known one."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise ValueError(f"{owner} has no field {str(name)!r}; {hint}")
+
+
+def _apply_override(values: dict[str, Any], text: str) -> None:
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"overrides are written key=value, got {text!r}")
+    *path, last = key.strip().split(".")
+    for name in path:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{text!r}: {name} is {inner!r}, not a mapping")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise ValueError(f"{text!r}: the value is not YAML; quote it if it has brackets or colons") from None
+
+
+def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in the types of their settings; a value that cannot be one is an error with the name of the setting."""
+    converted = {}
+    for name, hint, explanation in settings():
+        if name in values:
+            try:
+                converted[name] = _as_type(values[name], hint)
+            except ValueError:
+                raise ValueError(f"{name} must be {_describe(hint)}, got {values[name]!r} ({explanation})") from None
+    return converted
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    """The value, if it fits the annotation: an int also fits float, and so does '1e-3', which YAML reads as text."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        for member in typing.get_args(hint):
+            try:
+                return _as_type(value, member)
+            except ValueError:
+                continue
+        raise ValueError
+    if origin is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise ValueError
+    if origin is list:
+        if isinstance(value, list):
+            return [_as_type(item, *typing.get_args(hint)) for item in value]
+        raise ValueError
+    if hint is float and not isinstance(value, bool) and isinstance(value, (int, float, str)):
+        return float(value)  # a text that is no number raises ValueError as well
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ValueError
+
+
+def _describe(hint: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        dict: "a mapping {key: value}",
+        type(None): "null",
+    }
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is list:
+        return "a list"
+    if typing.get_args(hint):
+        return " or ".join(_describe(member) for member in typing.get_args(hint))
+    return names[hint]
+
+
+def _weight(name: str, value: Any) -> float | str:
+    try:
+        number = value if value == "auto" else _as_type(value, float)
+    except ValueError:
+        raise ValueError(f"loss.{name} must be a number or auto, got {value!r}") from None
+    if number != "auto" and not 0 <= number < float("inf"):
+        raise ValueError(f"loss.{name} must be 0 or more, got {value!r}")
+    return number

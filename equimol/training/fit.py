@@ -1,0 +1,293 @@
+"""One training run from settings to a folder with a model file, a log, error tables and a report."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import platform
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+
+from equimol.models import MODELS, Potential, build_model, save
+from equimol.training.atomic import write_arrays, write_atomically
+from equimol.training.batches import StepSampler, ordered_loader, train_loader
+from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
+from equimol.training.config import TrainConfig, check_keys, dump_config, load_config
+from equimol.training.evaluate import evaluate
+from equimol.training.loss import resolve_weights
+from equimol.training.metrics import error_table, weighted_error
+from equimol.training.prepare import TrainingData, build_graphs, find_average_neighbors, find_references, find_scale_and_shift, read_data
+
+
+def fit(config: TrainConfig) -> Path:
+    """Train as the settings say and return the folder of the run. With `resume`, continue the run that is in it.
+
+    The folder holds: config.yaml (nothing left to choose: training it again gives the same weights), data.txt, summary.json, log.csv,
+    last.ckpt, best.ckpt, model.equimol, errors.json, errors.txt, predictions_{split}.npz, report.html.
+    """
+    started = time.monotonic()
+    folder = Path(config.out)
+    check_model(config)
+    stored = stored_run(folder, config)
+    if stored is not None and (folder / "report.html").exists():
+        print(f"{folder} holds a finished run: {folder / 'model.equimol'}")
+        return folder
+    data = read_data(stored or config)
+    print(data.summary, flush=True)
+    weights = resolve_weights((stored or config).loss, data.frames["train"])
+    build_graphs(data, check_model(stored or config, data.elements).cutoff)
+    config = _begin(config, data, weights, folder, started) if stored is None else _continue(stored, data, folder)
+    module = _train(config, data, weights, folder, started)
+    return _finish(config, data, weights, folder, module.averaged)
+
+
+# --- before training -----------------------------------------------------------------------------------------------------------
+
+
+def check_model(config: TrainConfig, elements: list[int] | None = None) -> Potential:
+    """A throw-away model by these settings: asked first, so that a wrong one is named before a large file is read; later for the cutoff."""
+    if not config.data:
+        raise ValueError("data must name a file with labelled frames: equimol train data.xyz, or data: data.xyz in the YAML file")
+    check_keys("MODELS", [config.model], MODELS)
+    presets = list(MODELS[config.model].presets)
+    preset = config.preset if config.preset != "auto" else presets[0]
+    model = make_model(config, preset, elements or [1])
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(name for name in MODELS if name != config.model)}")
+    return model
+
+
+def make_model(
+    config: TrainConfig,
+    preset: str,
+    elements: list[int],
+    references: dict[int, float] | None = None,  # eV
+    scale: float = 1.0,  # eV
+    shift: float = 0.0,  # eV per atom
+    neighbors: float = 1.0,
+) -> Potential:
+    """The model with seeded fresh weights. Statistics of the data go where its configuration has a field for them."""
+    fields = {field.name for field in dataclasses.fields(MODELS[config.model].config)}
+    known = {"cutoff": config.cutoff, "average_neighbors": neighbors}
+    settings = {name: value for name, value in known.items() if name in fields} | config.settings
+    statistics = {"references": references, "scale": scale, "shift": shift}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, preset, elements=elements, zbl=config.zbl, **statistics, **settings)
+    return model.to(getattr(torch, config.precision))
+
+
+def stored_run(folder: Path, config: TrainConfig) -> TrainConfig | None:
+    """The settings of the run that is to be continued; None where a new one begins. Another run in the folder is an error."""
+    exists = (folder / "config.yaml").exists()
+    if not config.resume:
+        if exists:
+            raise ValueError(f"{folder} holds another run; continue it with resume=true, or write to another folder with out=...")
+        return None
+    if not exists:
+        if config.resume == "auto":
+            return None
+        raise ValueError(f"there is no run to resume in {folder} (no config.yaml); start it without resume, or check out=...")
+    stored = load_config(folder / "config.yaml")
+    for name in _changed(config, stored):
+        raise ValueError(
+            f"a run is resumed with its own settings: {name} was {getattr(stored, name)!r} and is now {getattr(config, name)!r};"
+            " leave it out, or start another run with out=..."
+        )
+    here = {"out": config.out, "workers": config.workers, "device": config.device, "checkpoint_every": config.checkpoint_every}
+    return dataclasses.replace(stored, **here)
+
+
+def _changed(given: TrainConfig, stored: TrainConfig) -> Iterator[str]:
+    """Names of the settings that were stated, differ from those of the run, and matter."""
+    default = TrainConfig()
+    free = {"resume", "out", "workers", "device", "checkpoint_every"} | {"data", "valid", "test", "references"}  # files: by checksum
+    for field in dataclasses.fields(TrainConfig):
+        stated, before = getattr(given, field.name), getattr(stored, field.name)
+        if field.name in free or stated == getattr(default, field.name):
+            continue
+        if isinstance(stated, dict):
+            same = all(before.get(key) == value for key, value in stated.items() if value != "auto")
+        else:
+            same = stated in ("auto", before)
+        if not same:
+            yield field.name
+
+
+def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, started: float) -> TrainConfig:
+    """Decide all that is left open, print it, and write it down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    references, method = find_references(config, data)
+    scale, shift = find_scale_and_shift(config, data, references)
+    neighbors = find_average_neighbors(data)
+    statistics = {"references": references, "scale": scale, "shift": shift}
+
+    def build(preset: str) -> Potential:
+        return make_model(config, preset, data.elements, references, scale, shift, neighbors).to(_device(config))
+
+    config, text = fit_to_budget(config, data, weights, build, list(MODELS[config.model].presets), started)
+    if any(field.name == "average_neighbors" for field in dataclasses.fields(MODELS[config.model].config)):
+        config = dataclasses.replace(config, settings={"average_neighbors": neighbors, **config.settings})
+    loss = {name: weights[name] if weight == "auto" else weight for name, weight in config.loss.items()}
+    config = dataclasses.replace(config, **statistics, loss=loss)
+    parameters = sum(p.numel() for p in build(config.preset).parameters())
+    print(f"reference energies ({method}), eV: " + ", ".join(f"{chemical_symbols[z]} {energy:.6f}" for z, energy in references.items()))
+    print(f"{text}; {parameters} parameters, scale {scale:.3g} eV, {neighbors:.1f} neighbours; into {folder}", flush=True)
+    summary = {
+        "parameters": parameters,
+        "references_method": method,
+        "elements": data.elements,
+        "average_neighbors": neighbors,
+        "frames": {name: len(frames) for name, frames in data.frames.items()},
+        "label_keys": data.label_keys,
+        "weights": weights,
+        "data_checksum": data.checksum,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device(config)}",
+    }
+    write_atomically(folder / "data.txt", data.summary + "\n")
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
+    write_atomically(folder / "config.yaml", dump_config(dataclasses.replace(config, resume=False)))  # the last: it marks a run
+    return config
+
+
+def _continue(config: TrainConfig, data: TrainingData, folder: Path) -> TrainConfig:
+    if data.checksum != _summary(folder)["data_checksum"]:
+        raise ValueError(f"the data files are not those that {folder} was started with; bring them back, or start another run with out=...")
+    return config
+
+
+# --- training ------------------------------------------------------------------------------------------------------------------
+
+
+def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, started: float) -> Any:
+    """The trained module, from the last checkpoint on if there is one."""
+    import lightning.pytorch as pl
+
+    from equimol.training.checkpoint import AtomicCheckpointIO, Checkpoints, read_checkpoint
+    from equimol.training.module import TrainingModule
+    from equimol.training.progress import ProgressBar, RunLog
+
+    last = folder / "last.ckpt"
+    checkpoint = read_checkpoint(last) if last.exists() else None
+    start = checkpoint["global_step"] if checkpoint else 0
+    references = {int(z): float(e) for z, e in config.references.items()}
+    neighbors = config.settings.get("average_neighbors", 1.0)
+    model = make_model(config, config.preset, data.elements, references, config.scale, config.shift, neighbors)
+    module = TrainingModule(model, weights, config, config.steps)
+    sampler = StepSampler(len(data.graphs["train"]), config.batch, config.seed, config.steps, start)
+    validation = ordered_loader(data.graphs["valid"], config.batch) if data.graphs["valid"] else None
+    log = RunLog(folder, config.steps, config.validate_every, sampler.steps_per_epoch, validation is not None, time.monotonic() - started)
+    if start >= config.steps:
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
+    if checkpoint:
+        print(f"continuing after step {start} of {config.steps}", flush=True)
+    with _quiet_lightning(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        trainer = pl.Trainer(
+            max_epochs=1,  # the whole run is one epoch of `steps` batches: a position in it is one number
+            val_check_interval=config.validate_every,
+            accelerator="gpu" if _device(config).type == "cuda" else "cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[log, ProgressBar(config.steps), Checkpoints(last, config.checkpoint_every)],
+        )
+        loader = train_loader(data.graphs["train"], sampler, config.workers)
+        trainer.fit(module, loader, validation, ckpt_path=str(last) if checkpoint else None)
+    return module
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without its notices on devices, tips and workers; as before afterwards."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --- after training ------------------------------------------------------------------------------------------------------------
+
+
+def _finish(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, model: Potential) -> Path:
+    """Choose the weights, save the model, write errors, predictions and the report."""
+    model = model.to(_device(config)).eval()
+    chosen = _choose_weights(config, data, weights, folder, model)
+    print(chosen)
+    evaluations = {}
+    for name in ("train", "valid", "test"):
+        subset = slice(EVALUATED_TRAIN_FRAMES if name == "train" else None)
+        frames, graphs = data.frames[name][subset], data.graphs[name][subset]
+        if frames:
+            evaluations[name] = evaluate(model, frames, config.batch, graphs)
+    errors = {name: evaluation.errors for name, evaluation in evaluations.items()}
+    summary = _summary(folder)
+    training = {**dataclasses.asdict(config), "weights": chosen, "errors": errors}
+    metadata = {"label_keys": data.label_keys, "references_method": summary["references_method"], "training": training}
+    if config.level_of_theory:
+        metadata["level_of_theory"] = config.level_of_theory
+    save(model, folder / "model.equimol", metadata)
+    table = error_table(errors)
+    write_atomically(folder / "errors.json", json.dumps(errors, indent=1))
+    write_atomically(folder / "errors.txt", f"{table}\n\n{chosen}\n")
+    for name, evaluation in evaluations.items():
+        write_arrays(folder / f"predictions_{name}.npz", evaluation.predictions)
+    write_atomically(folder / "summary.json", json.dumps({**summary, "weights_saved": chosen}, indent=1))
+    _report(folder)
+    print(table, flush=True)
+    return folder
+
+
+def _choose_weights(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, model: Potential) -> str:
+    """Leaves the better of the final and the best validated average in the model, and says which it is."""
+    from equimol.training.checkpoint import read_checkpoint
+
+    final = f"model.equimol holds the average of the weights at the last step, {config.steps}"
+    if not data.graphs["valid"] or not (folder / "best.ckpt").exists():
+        return final
+    best = read_checkpoint(folder / "best.ckpt")
+    error = weighted_error(evaluate(model, data.frames["valid"], config.batch, data.graphs["valid"]).errors, weights)
+    if math.isfinite(error) and error <= best["error"]:
+        return f"{final}: its validation error is the lowest"
+    model.load_state_dict(best["averaged"])
+    chosen = f"model.equimol holds the average of the weights at step {best['step']} of {config.steps}"
+    return f"{chosen}: its validation error is lower than that of the last step"
+
+
+def _report(folder: Path) -> None:
+    from equimol.training.report import write_report
+
+    write_report(folder)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch finds no CUDA device here; use device=auto or install a CUDA build of PyTorch")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,87 @@
+"""What training minimises: a weighted sum, over the rows of PROPERTIES, of mean squared errors of the labels that are there.
+
+    loss = Σ_p w_p L_p,    L_p = mean over the labelled entries of the batch of φ(error)
+
+- energy: error = (E - E_label) / atoms, in eV per atom; one entry per labelled system
+- forces: error in eV/Å; one entry per component of every atom of a labelled system
+- stress: error in eV/Å³; nine entries per labelled system
+
+φ(e) = e² (mse), or e² up to |e| = δ and straight beyond (huber, δ = 0.01 in the unit of the error).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from equimol.data.properties import PROPERTIES
+
+EXTENSIVE = ("energy",)  # grows with the number of atoms: its error counts per atom
+HUBER_DELTA = 0.01
+
+
+def loss_terms(prediction: Mapping[str, Tensor], graph: Any, names: Iterable[str], function: str = "mse") -> dict[str, Float[Tensor, ""]]:
+    """The mean of φ(error) per property, without weights. A property without any label in the batch gives zero."""
+    terms = {}
+    for name in names:
+        error, labelled = property_error(name, prediction[name], graph)
+        if name in EXTENSIVE:
+            error = error / atoms_per_system(graph).to(error.dtype)
+        penalty = error.square() if function == "mse" else _huber(error)
+        entries = labelled.sum() * (error[0].numel() if error.ndim > 1 else 1)
+        terms[name] = penalty.sum() / entries.clamp(min=1)
+    return terms
+
+
+def property_error(name: str, predicted: Tensor, graph: Any) -> tuple[Float[Tensor, "n ..."], Bool[Tensor, "n"]]:
+    """Prediction minus label, zero where there is no label, and where there is one (per system or per atom)."""
+    labelled = graph[f"{name}_present"]
+    if PROPERTIES[name].per == "atom":
+        labelled = labelled[graph.system]
+    mask = labelled.reshape(-1, *[1] * (predicted.ndim - 1))
+    return torch.where(mask, predicted - graph[name], 0.0), labelled
+
+
+def atoms_per_system(graph: Any) -> Tensor:
+    """How many atoms each system of a batch has, [systems]."""
+    system = graph.system
+    return torch.zeros(graph.num_systems, dtype=torch.long, device=system.device).index_add_(0, system, torch.ones_like(system))
+
+
+def resolve_weights(weights: Mapping[str, float | str], frames: Sequence[Any]) -> dict[str, float]:
+    """Numbers for the weights: zero where the training set has no label, and a scale for `auto`.
+
+    auto is 1, except for the stress: the mean of (volume per atom)², so that an error of the virial per atom counts like the
+    same error of the energy per atom at weight one; only frames with a volume count.
+    """
+    resolved = {}
+    for name, weight in weights.items():
+        labelled = [frame for frame in frames if frame.labels.get(name) is not None]
+        if name == "stress":
+            labelled = [frame for frame in labelled if any(frame.pbc) and _volume(frame) > 0]
+        if not labelled:
+            resolved[name] = 0.0
+        elif weight != "auto":
+            resolved[name] = float(weight)
+        elif name == "stress":
+            resolved[name] = float(np.mean([(_volume(frame) / len(frame.numbers)) ** 2 for frame in labelled]))
+        else:
+            resolved[name] = 1.0
+    if not any(resolved.values()):
+        raise ValueError(
+            f"nothing to train on: none of the {len(frames)} training frames has a label with a weight above zero"
+            f" (weights {dict(weights)}); name the keys of the file with keys.energy=..., keys.forces=..."
+        )
+    return resolved
+
+
+def _huber(error: Tensor) -> Tensor:
+    size = error.abs()
+    return torch.where(size <= HUBER_DELTA, error.square(), HUBER_DELTA * (2 * size - HUBER_DELTA))
+
+
+def _volume(frame: Any) -> float:
+    return abs(float(np.linalg.det(np.asarray(frame.cell, dtype=float).reshape(3, 3))))

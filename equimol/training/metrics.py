@@ -1,0 +1,109 @@
+"""Errors of predictions: sums that any number of batches (or processes) add to, and the table made of them.
+
+Figures are named after what they are and their unit, as logs, files and the report show them: `energy_mae_mev_per_atom`,
+`energy_rmse_mev`, `forces_rmse_mev_per_angstrom`, `forces_cosine`, `stress_mae_mev_per_angstrom3`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equimol.data.properties import PROPERTIES
+from equimol.training.loss import EXTENSIVE, atoms_per_system, property_error
+
+COSINE = "forces_cosine"
+
+
+class ErrorSums:
+    """Running counts and sums of absolute and squared errors; `result()` turns them into MAE and RMSE.
+
+    Everything is a float64 sum over entries, so that batches of any size give the same figures.
+    """
+
+    def __init__(self, names: Iterable[str] = tuple(PROPERTIES)) -> None:
+        self.names = tuple(names)
+        self.sums: dict[str, Tensor] = {}  # per quantity: entries, sum of |error|, sum of error²
+
+    def update(self, prediction: Mapping[str, Tensor], graph: Any) -> None:
+        for name in self.names:
+            if name not in prediction:
+                continue
+            error, labelled = property_error(name, prediction[name].detach(), graph)
+            error = error[labelled].double()
+            self._add(name, error)
+            if name in EXTENSIVE:
+                self._add(f"{name}_per_atom", error / atoms_per_system(graph)[labelled])
+            if name == "forces":
+                label = graph.forces[labelled].double()
+                self._add(COSINE, 1 - torch.nn.functional.cosine_similarity(error + label, label, dim=-1))  # never negative
+
+    def _add(self, quantity: str, error: Tensor) -> None:
+        if error.numel():
+            sums = torch.stack([torch.full_like(error.sum(), error.numel()), error.abs().sum(), error.square().sum()]).cpu()
+            self.sums[quantity] = self.sums.get(quantity, 0) + sums
+
+    def result(self) -> dict[str, float]:
+        """The figures in meV and Å, in the order of the table; of labels that never came there is none."""
+        found = {quantity: sums.tolist() for quantity, sums in self.sums.items()}
+        figures = {}
+        for quantity, kind, key, factor in _figures():
+            if quantity in found:
+                count, absolute, square = found[quantity]
+                mean = {"mae": absolute / count, "rmse": (square / count) ** 0.5, "cosine": 1 - absolute / count}[kind]
+                figures[key] = factor * mean
+        return figures
+
+
+def weighted_error(errors: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The loss, always of squares, that these errors amount to: the figure by which the best weights are chosen. NaN without labels."""
+    terms = []
+    for quantity, kind, key, factor in _figures():
+        name = quantity.removesuffix("_per_atom")
+        of_loss = kind == "rmse" and (quantity != name) == (name in EXTENSIVE)  # extensive errors count per atom
+        if of_loss and key in errors:
+            terms.append(weights.get(name, 0.0) * (errors[key] / factor) ** 2)
+    return sum(terms) if terms else math.nan
+
+
+def error_table(errors: Mapping[str, Mapping[str, float]]) -> str:
+    """Text table, one line per split and one column per figure."""
+    keys = [key for _, _, key, _ in _figures() if any(key in of_split for of_split in errors.values())]
+    titles = [_title(key) for key in keys]
+    rows = [["split", *(title for title, _ in titles)], ["", *(unit for _, unit in titles)]]
+    for split, figures in errors.items():
+        rows.append([split, *(f"{figures[key]:.{4 if key == COSINE else 2}f}" if key in figures else "-" for key in keys)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(keys) + 1)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join([*lines[:2], "-" * max(map(len, lines)), *lines[2:]])
+
+
+def shown_errors(errors: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """(title, unit, value) of the root mean squares that say most: one per property, energies per atom."""
+    wanted = [key for quantity, kind, key, _ in _figures() if kind == "rmse" and quantity not in EXTENSIVE and key in errors]
+    return [(*_title(key), errors[key]) for key in wanted]
+
+
+def _figures() -> Iterable[tuple[str, str, str, float]]:
+    """(quantity, kind, key, factor from eV and Å) of every figure that there can be."""
+    for name, row in PROPERTIES.items():
+        factor, unit = (1000.0, f"m{row.unit}") if row.unit.startswith("eV") else (1.0, row.unit)
+        suffix = unit.lower().replace("/", "_per_").replace("å³", "angstrom3").replace("å", "angstrom").replace("·", "_")
+        if name in EXTENSIVE:
+            for kind in ("mae", "rmse"):
+                yield f"{name}_per_atom", kind, f"{name}_{kind}_{suffix}_per_atom", factor
+        for kind in ("mae", "rmse"):
+            yield name, kind, f"{name}_{kind}_{suffix}", factor
+        if name == "forces":
+            yield COSINE, "cosine", COSINE, 1.0
+
+
+def _title(key: str) -> tuple[str, str]:
+    """("forces RMSE", "meV/Å") from forces_rmse_mev_per_angstrom."""
+    name, kind, *unit = key.split("_", 2)
+    if key == COSINE:
+        return "forces cosine", ""
+    text = "".join(unit).replace("_per_", "/").replace("angstrom3", "Å³").replace("angstrom", "Å")
+    return f"{name} {kind.upper()}", text.replace("mev", "meV")

@@ -1,0 +1,99 @@
+"""The Lightning module: one training step, the average of the weights, the optimizer and its schedule."""
+
+import copy
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from equimol.training.config import TrainConfig
+from equimol.training.loss import loss_terms
+from equimol.training.metrics import ErrorSums
+
+
+class TrainingModule(pl.LightningModule):
+    """A potential in training and the running average of its weights.
+
+    Both are in the state dict, hence in every checkpoint. What is validated, and saved in the end, is `averaged`.
+    """
+
+    def __init__(self, model: nn.Module, weights: dict[str, float], config: TrainConfig, total_steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        self.settings, self.total_steps = config, total_steps
+        self.terms: dict[str, Tensor] = {}  # of the latest step, unweighted and detached
+        self.valid_errors = ErrorSums()
+
+    def train(self, mode: bool = True) -> "TrainingModule":
+        """As of any module, but the average is never in training mode."""
+        super().train(mode)
+        self.averaged.eval()
+        return self
+
+    def training_step(self, graph: Any, batch_idx: int = 0) -> Tensor:
+        terms = loss_terms(self.model(graph), graph, self.weights, self.settings.loss_function)
+        loss = sum(self.weights[name] * term for name, term in terms.items())
+        self.terms = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.update_average(self.trainer.global_step)
+
+    def check_finite(self) -> None:
+        """Raises where the latest loss is NaN or infinite. Asked before anything is saved, so that no file holds broken weights."""
+        loss = float(self.terms["loss"])
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss} at or before step {self.trainer.global_step}; last.ckpt and best.ckpt are from before."
+                " Start again with a smaller learning_rate, and look for extreme labels in the data"
+            )
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Average after `step` steps: the plain mean of all weights so far until 1/step < 1 - decay, exponential from then on.
+
+        So the initial weights never enter, and no correction of a bias is needed. Buffers are constants and stay as they are.
+        """
+        share = max(1.0 - self.settings.ema, 1.0 / step)
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
+
+    def on_validation_start(self) -> None:
+        self.valid_errors = ErrorSums()
+
+    def validation_step(self, graph: Any, batch_idx: int = 0) -> None:
+        with torch.enable_grad():  # forces are a derivative
+            self.valid_errors.update(self.averaged(graph), graph)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = make_optimizer(self.model, self.settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, self.total_steps, self.settings.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip, foreach=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        torch.set_rng_state(checkpoint["random_state"])
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW with AMSGrad. Matrices decay, vectors and scalars (biases, factors per degree) do not."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, amsgrad=True, fused=True)
+
+
+def rate_factor(step: int, total: int, warmup: int) -> float:
+    """Share of the full learning rate at a step: a line up over the warm-up, then half a cosine down to zero after the last step."""
+    warmup = min(warmup, total // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

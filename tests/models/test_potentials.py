@@ -1,0 +1,130 @@
+"""Every model in the table obeys the laws of a potential energy, and learns nothing that breaks them."""
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Batch
+
+from equimol.data.graph import AtomicGraph
+from equimol.models import MODELS, build, build_model
+from equimol.models.composition import Shifted, Sum
+from equimol.models.lennard_jones import LennardJones, LennardJonesConfig
+from equimol.models.zbl import ZBL, ZBLConfig
+from equimol.tensor_products import EDGE_CONVOLUTIONS
+from equimol.testing import SINGLE, assert_is_potential, example_structures
+
+CASES = [(name, "clebsch_gordan") for name in MODELS if name != "mace"] + [("mace", product) for product in EDGE_CONVOLUTIONS]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def model(request):
+    torch.manual_seed(0)
+    name, product = request.param
+    settings = {"product": product} if name == "mace" else {}
+    return build_model(name, "tiny", elements=[1, 6, 8], references={1: -13.6, 6: -1030.0, 8: -2042.0}, scale=0.7, shift=-3.0, **settings).double().eval()
+
+
+def graph(model, number=1, **changes):
+    return AtomicGraph.build(**{**example_structures(model.elements)[number], **changes}, cutoff=model.cutoff)
+
+
+def test_is_a_potential(model):
+    assert_is_potential(model)
+
+
+def test_single_precision_agrees_with_double(model):
+    g = graph(model)
+    double, single = model(g), model.float()(g)
+    assert all(value.dtype == torch.float64 for value in single.values())
+    scale = float(double["forces"].abs().max())
+    torch.testing.assert_close(single["forces"], double["forces"], rtol=0, atol=SINGLE * max(scale, 1.0))
+    torch.testing.assert_close(single["energy"], double["energy"], rtol=1e-7, atol=1e-4)
+
+
+def test_description_builds_the_same_model(model):
+    again = build(model.description()).double()
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(graph(model))["forces"], model(graph(model))["forces"], rtol=0, atol=0)
+
+
+def test_training_mode_gives_forces_that_can_be_trained(model):
+    if not list(model.parameters()):
+        pytest.skip("a model without parameters")
+    model.train()
+    model(graph(model))["forces"].square().sum().backward()
+    with_slope = [name for name, p in model.named_parameters() if p.grad is not None and bool((p.grad != 0).any())]
+    assert len(with_slope) > 0.8 * len(list(model.named_parameters())), with_slope
+
+
+def test_edges_beyond_the_cutoff_change_nothing(model):
+    structure = example_structures(model.elements)[1]
+    near, far = (model(AtomicGraph.build(**structure, cutoff=c)) for c in (model.cutoff, model.cutoff + 1.0))
+    torch.testing.assert_close(near["forces"], far["forces"], rtol=0, atol=1e-9)
+
+
+def test_an_unknown_element_is_named(model):
+    with pytest.raises(ValueError, match="the structure has Xe too"):
+        model(graph(model, 0, numbers=np.array([1, 6, 54, 1, 6, 8])))
+
+
+def test_isolated_atoms_have_no_forces(model):
+    out = model(graph(model, 3))
+    assert bool((out["forces"] == 0).all()) and bool(out["energy"].isfinite().all())
+
+
+def test_an_empty_batch_member_is_no_obstacle(model):
+    single = graph(model, 3)
+    both = model(Batch.from_data_list([single, single]))
+    torch.testing.assert_close(both["energy"][0], model(single)["energy"][0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unknown_settings_are_answered_with_the_nearest_one(name):
+    with pytest.raises(ValueError, match="did you mean 'elements'|'elementz' is no"):
+        build_model(name, elements=[1], elementz=[2])
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        build_model(name, "tinny", elements=[1])
+
+
+def test_unknown_models_are_answered_with_the_nearest_one():
+    with pytest.raises(ValueError, match="did you mean 'mace'"):
+        build_model("mase", elements=[1])
+
+
+def test_lennard_jones_dimer_has_its_analytic_energy():
+    model = LennardJones(LennardJonesConfig(elements=(18,), cutoff=50.0, epsilon=0.01, sigma=3.0))
+    for r in (3.0, 3.0 * 2 ** (1 / 6), 4.0):
+        g = AtomicGraph.build(positions=[[0, 0, 0], [0, 0, r]], numbers=[18, 18], cell=np.zeros((3, 3)), pbc=(False,) * 3, cutoff=50.0)
+        x = (3.0 / r) ** 6
+        torch.testing.assert_close(model(g)["energy"][0], torch.tensor(0.04 * (x * x - x), dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_zbl_repels_close_atoms_and_leaves_bonded_ones_alone():
+    model = ZBL(ZBLConfig(elements=(1, 6)))
+    energies = []
+    for r in (0.2, 0.5, 0.9, 1.06, 1.1):
+        g = AtomicGraph.build(positions=[[0, 0, 0], [0, 0, r]], numbers=[6, 1], cell=np.zeros((3, 3)), pbc=(False,) * 3, cutoff=2.0)
+        energies.append(float(model(g)["energy"]))
+    assert energies[0] > 100 and energies == sorted(energies, reverse=True) and energies[3] < 1e-3 and energies[4] == 0.0
+
+
+def test_zbl_has_the_universal_screening_length():
+    """Close in, the energy is Coulomb's times the universal function of r / 0.8854 a0 (Z1^0.23 + Z2^0.23)^-1 (Ziegler 1985)."""
+    model, r = ZBL(ZBLConfig(elements=(14,), envelope_order=40)), 0.3
+    g = AtomicGraph.build(positions=[[0, 0, 0], [0, 0, r]], numbers=[14, 14], cell=np.zeros((3, 3)), pbc=(False,) * 3, cutoff=2.0)
+    x = r / (0.8854 * 0.529177 / (2 * 14**0.23))
+    phi = 0.1818 * np.exp(-3.2 * x) + 0.5099 * np.exp(-0.9423 * x) + 0.2802 * np.exp(-0.4029 * x) + 0.02817 * np.exp(-0.2016 * x)
+    assert float(model(g)["energy"]) == pytest.approx(14.399645 * 14 * 14 / r * phi, rel=2e-4)
+
+
+def test_a_sum_adds_and_a_shift_shifts():
+    lj = LennardJones(LennardJonesConfig(elements=(18,)))
+    g = AtomicGraph.build(positions=[[0, 0, 0], [0, 0, 3.5]], numbers=[18, 18], cell=np.zeros((3, 3)), pbc=(False,) * 3, cutoff=lj.cutoff)
+    alone = lj(g)
+    both = Sum(Shifted(lj, {18: -500.0}, scale=2.0, shift=-1.0), lj)(g)
+    torch.testing.assert_close(both["energy"], 3 * alone["energy"] - 1002.0)
+    torch.testing.assert_close(both["forces"], 3 * alone["forces"])
+
+
+def test_references_must_cover_the_elements():
+    with pytest.raises(ValueError, match=r"got none for \[8\]"):
+        build_model("mace", elements=[1, 8], references={1: -13.6})

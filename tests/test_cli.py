@@ -1,0 +1,264 @@
+"""The command line parses, builds and calls; an error is one line and exit code 2."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from equimol.cli import COMMANDS, main
+from equimol.models import build_model, save
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("mace", preset="tiny", elements=[1, 8], references={1: -13.6, 8: -2042.3})
+    return str(save(model, tmp_path_factory.mktemp("model") / "model.equimol", {"level_of_theory": "none at all"}))
+
+
+@pytest.fixture
+def data_path(tmp_path):
+    frames = []
+    for seed in range(3):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = SinglePointCalculator(atoms, energy=-2070.0 + seed, forces=np.full((3, 3), 0.1 * seed))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "water.xyz", frames, format="extxyz")
+    return str(tmp_path / "water.xyz")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Default output names end in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EQUIMOL_TRACEBACK", raising=False)
+    return tmp_path
+
+
+def error_of(capsys, *arguments):
+    """The one line that a failing command writes."""
+    assert main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text and f"equimol {command}" in text.split("examples:")[1]
+
+
+def test_help_is_quick():
+    code = "import sys\nfrom equimol.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip().endswith("False")
+
+
+def test_the_module_is_the_command():
+    answer = subprocess.run([sys.executable, "-m", "equimol", "--version"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0 and answer.stdout.startswith("equimol ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["md"], ["info", "--fast"], ["info", "a", "b"], ["md", "a", "b", "--steps", "x"], ["train", "x.xyz", "--fast"]],
+)
+def test_wrong_usage_is_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert len(text.splitlines()) == 1 and text.endswith("--help")
+
+
+# --- info ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_info_says_what_is_installed(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__.split("+")[0] in text and "threads" in text and "mace (" in text and "gaunt_grid" in text
+
+
+def test_info_says_what_a_model_is(model_path, capsys):
+    assert main(["info", model_path]) == 0
+    text = capsys.readouterr().out
+    for word in ("mace(", "H O", "5 Å", "eV/Å³", "none at all", "O -2042.3", "fingerprint", "reproduced here in float32"):
+        assert word in text, word
+
+
+def test_info_of_something_else_is_an_error(data_path, capsys):
+    assert "cannot be read as a model" in error_of(capsys, "info", data_path)
+    assert "there is no model file" in error_of(capsys, "info", "missing.equimol")
+
+
+# --- md --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_md_writes_a_trajectory_and_prints_speed(model_path, data_path, elsewhere, capsys):
+    assert main(["md", model_path, data_path, "--temperature", "50", "--steps", "4", "--interval", "2", "--timestep", "0.1"]) == 0
+    assert len(ase.io.read(elsewhere / "md.extxyz", ":")) == 3
+    text = capsys.readouterr().out
+    assert "Langevin" in text and "ms per step" in text
+
+
+def test_md_at_constant_energy_prints_the_drift(model_path, data_path, elsewhere, capsys):
+    arguments = ["--steps", "3", "--thermostat", "nve", "--trajectory", "nve.traj", "--dtype", "float64"]
+    assert main(["md", model_path, data_path, *arguments, "--temperature", "10", "--frame", "2"]) == 0
+    assert "eV/atom/ps" in capsys.readouterr().out
+    assert (elsewhere / "nve.traj").exists()
+
+
+def test_md_of_an_unknown_element_is_an_error(model_path, elsewhere, capsys):
+    ase.io.write("gold.xyz", molecule("CH4"))
+    assert "does not know C; it knows H, O" in error_of(capsys, "md", model_path, "gold.xyz", "--steps", "2")
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_errors_and_writes_predictions(model_path, data_path, elsewhere, capsys):
+    assert main(["evaluate", model_path, data_path]) == 0
+    text = capsys.readouterr().out
+    for word in ("energy", "meV/atom", "forces RMSE", "forces cosine", "water.xyz", "predictions.extxyz"):
+        assert word in text, word
+    frames = ase.io.read(elsewhere / "predictions.extxyz", ":")
+    assert len(frames) == 3 and "predicted_energy" in frames[0].info and "predicted_forces" in frames[0].arrays
+
+
+def test_evaluate_writes_arrays_too(model_path, data_path, elsewhere):
+    assert main(["evaluate", model_path, data_path, "--out", "p.npz", "--batch", "2"]) == 0
+    with np.load(elsewhere / "p.npz") as arrays:
+        assert arrays["forces_pred"].shape == (9, 3)
+
+
+def test_evaluate_refuses_other_suffixes_at_once(data_path, capsys):
+    assert ".extxyz, .xyz or .npz" in error_of(capsys, "evaluate", "missing.equimol", data_path, "--out", "p.csv")
+
+
+# --- train -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data.xyz", "preset=small", "loss.forces=100", "--time", "30m"],
+        ["--time", "30m", "data.xyz", "preset=small", "loss.forces=100"],
+        ["data.xyz", "--time", "30m", "preset=small", "--print-config", "loss.forces=100"],
+    ],
+)
+def test_train_takes_data_and_settings_in_any_order(arguments, capsys):
+    assert main(["train", "--print-config", *arguments]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"] == "data.xyz" and config["preset"] == "small" and config["time"] == "30m"
+    assert config["loss"]["forces"] == 100 and config["loss"]["energy"] == 1
+
+
+def test_train_takes_a_file_of_settings_and_several_data_files(elsewhere, capsys):
+    (elsewhere / "run.yaml").write_text("preset: nano\nseed: 3\n")
+    assert main(["train", "a b.xyz", "c.xyz", "--config", "run.yaml", "seed=4", "--print-config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"] == ["a b.xyz", "c.xyz"] and config["preset"] == "nano" and config["seed"] == 4
+
+
+def test_a_printed_config_can_be_given_back(elsewhere, capsys):
+    main(["train", "data.xyz", "preset=small", "--print-config"])
+    text = capsys.readouterr().out
+    (elsewhere / "run.yaml").write_text(text)
+    main(["train", "--config", "run.yaml", "--print-config"])
+    assert capsys.readouterr().out == text
+
+
+def test_train_hands_the_settings_to_the_training(monkeypatch):
+    received = []
+    monkeypatch.setitem(sys.modules, "equimol.training.fit", SimpleNamespace(fit=received.append))
+    assert main(["train", "data.xyz", "out=runs/x"]) == 0
+    assert received[0].data == "data.xyz" and received[0].out == "runs/x" and not received[0].resume
+
+
+def test_resume_takes_the_settings_of_the_run(elsewhere, monkeypatch, capsys):
+    received = []
+    monkeypatch.setitem(sys.modules, "equimol.training.fit", SimpleNamespace(fit=received.append))
+    run = elsewhere / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("data: data.xyz\npreset: nano\nout: somewhere\n")
+    assert main(["train", "--resume", str(run)]) == 0
+    assert received[0].resume is True and received[0].out == str(run) and received[0].preset == "nano"
+    assert "holds no run to resume" in error_of(capsys, "train", "--resume", str(elsewhere))
+
+
+def test_wrong_settings_are_one_line_with_a_suggestion(capsys):
+    assert "did you mean 'learning_rate'?" in error_of(capsys, "train", "data.xyz", "lerning_rate=0.1")
+    assert "no-such-file.xyz" in error_of(capsys, "train", "no-such-file.xyz", "time=10s")
+
+
+# --- demo, bench, errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_demo_passes_its_settings_on(monkeypatch, elsewhere):
+    received = []
+    monkeypatch.setitem(sys.modules, "equimol.demo", SimpleNamespace(run=lambda *values, **settings: received.append((values, settings))))
+    assert main(["demo", "--minutes", "0.5", "--md-steps", "7"]) == 0
+    (values, settings) = received[0]
+    assert str(values[0]) == "equimol-demo" and settings == {"minutes": 0.5, "md_steps": 7}
+
+
+def test_bench_times_the_products(elsewhere, capsys):
+    arguments = ["--quick", "--lmax", "1", "--batch", "8", "--channels", "2", "--out", "times.csv"]
+    assert main(["bench", "tensor-products", *arguments]) == 0
+    assert "clebsch_gordan" in capsys.readouterr().out
+    assert (elsewhere / "times.csv").exists()
+
+
+def failing(error):
+    def run(*_, **__):
+        raise error
+
+    return SimpleNamespace(run=run)
+
+
+def test_an_interrupted_command_ends_with_130(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "equimol.demo", failing(KeyboardInterrupt()))
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "equimol: interrupted\n"
+
+
+def test_an_unforeseen_error_names_its_kind(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "equimol.demo", failing(KeyError("x")))
+    line = error_of(capsys, "demo")
+    assert line == "equimol demo: error: KeyError: 'x' (EQUIMOL_TRACEBACK=1 shows where)"
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "equimol.demo", failing(ValueError("first\n   second")))
+    assert error_of(capsys, "demo") == "equimol demo: error: first second"
+
+
+def test_a_traceback_is_shown_on_request(monkeypatch):
+    monkeypatch.setenv("EQUIMOL_TRACEBACK", "1")
+    monkeypatch.setitem(sys.modules, "equimol.demo", failing(ValueError("x")))
+    with pytest.raises(ValueError, match="x"):
+        main(["demo"])
+
+
+def test_the_package_names_what_others_rely_on():
+    import equimol
+
+    assert callable(equimol.load) and callable(equimol.save) and callable(equimol.build_model)
+    assert equimol.models.MODELS and equimol.tensor_products.TENSOR_PRODUCTS
+    assert {"load", "save", "build_model", "models", "testing"} <= set(dir(equimol))
+    with pytest.raises(AttributeError, match="no attribute 'fly'"):
+        equimol.fly  # noqa: B018

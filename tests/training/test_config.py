@@ -1,0 +1,67 @@
+"""Settings: checked when they are given, named when they are wrong, and the same after a trip through YAML."""
+
+from pathlib import Path
+
+import pytest
+
+from equimol.training.config import TrainConfig, dump_config, load_config, parse_duration
+
+
+def test_the_printed_settings_load_back_to_the_same_ones(tmp_path: Path):
+    references = "references={1: -13.6, O: -2.0e3}"
+    config = load_config(None, ["data=[a.xyz, b.xyz]", "loss.forces=100", "settings.product=gaunt_grid", references, "ema=1e-3"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    path.write_text(dump_config(TrainConfig()))
+    assert load_config(path) == TrainConfig()
+
+
+def test_every_setting_is_explained_in_the_printed_text():
+    assert all("  # " in line for line in dump_config(TrainConfig()).splitlines())
+
+
+def test_overrides_are_laid_over_the_file_and_reach_inside_mappings(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data: data.xyz\nlearning_rate: 0.02\nloss: {energy: 3}\n")
+    config = load_config(path, ["loss.forces=100", "settings.product=gaunt_grid", "seed=4"])
+    assert config.loss == {"energy": 3.0, "forces": 100.0, "stress": "auto"}
+    assert (config.settings, config.seed, config.learning_rate) == ({"product": "gaunt_grid"}, 4, 0.02)
+
+
+def test_defaults_are_not_shared_between_configurations():
+    load_config(None, ["loss.energy=7"])
+    assert TrainConfig().loss["energy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lerning_rate=0.1", "no field 'lerning_rate'; did you mean 'learning_rate'"),
+        ("loss.force=1", "no field 'force'; did you mean 'forces'"),
+        ("learning_rate=fast", "learning_rate must be a number, got 'fast'"),
+        ("batch=2.5", "batch must be a whole number or auto, got 2.5"),
+        ("batch=0", "batch must be at least 1"),
+        ("seed=true", "seed must be a whole number, got True"),
+        ("precision=half", "precision must be float32 | float64"),
+        ("time=90", "time must be text"),
+        ("time=soon", "time must be a duration"),
+        ("loss.forces=-1", "loss.forces must be 0 or more"),
+        ("valid=1.5", "valid must be a fraction below 1, a whole number of frames, or a file"),
+        ("seed", "overrides are written key=value"),
+        ("seed.x=1", "seed"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_would_be_right(override: str, message: str):
+    with pytest.raises(ValueError) as error:
+        load_config(None, ["seed=1", override])
+    assert message in str(error.value)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    assert load_config(None, ["learning_rate=1e-3"]).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1.5h", 5400), ("1h 10s", 3610)])
+def test_durations_have_units(text: str, seconds: float):
+    assert parse_duration(text) == seconds

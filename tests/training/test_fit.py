@@ -1,0 +1,245 @@
+"""A run from settings to a folder; stopped, killed and resumed runs end where an undisturbed one ends."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from equimol.training.checkpoint import Checkpoints, TrainingInterrupted, read_checkpoint
+from equimol.training.config import load_config
+from equimol.training.fit import fit
+
+
+def run(overrides: list[str], *more: str) -> Path:
+    return fit(load_config(None, [*overrides, *more]))
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    """Weights, average, optimizer and schedule are bit for bit the same."""
+    first, second = read_checkpoint(a / "last.ckpt"), read_checkpoint(b / "last.ckpt")
+    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "random_state"):
+        _assert_equal(first[part], second[part], part)
+
+
+def _assert_equal(a, b, where: str) -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for place, pair in enumerate(zip(a, b, strict=True)):
+            _assert_equal(*pair, f"{where}[{place}]")
+    else:
+        assert a == b, where
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "log.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(clusters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run to its end."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = [f"data={clusters}", "preset=tiny", "batch=4", "split=random", "settings.channels=4", "cutoff=4.0"]
+    assert run(settings, "steps=60", "level_of_theory=EMT", f"out={folder}") == folder
+    return folder
+
+
+def test_a_run_leaves_everything_in_its_folder_and_nothing_else(finished: Path):
+    names = {"config.yaml", "data.txt", "summary.json", "log.csv", "last.ckpt", "best.ckpt", "model.equimol", "errors.json", "errors.txt"}
+    names |= {"report.html", "predictions_train.npz", "predictions_valid.npz", "predictions_test.npz"}
+    assert set(os.listdir(finished)) == names
+
+
+def test_training_reduces_the_errors(finished: Path):
+    log = rows(finished)
+    first, last = (float(log[place]["valid_forces_rmse_mev_per_angstrom"]) for place in (0, -1))
+    assert last < 0.8 * first
+    assert int(log[-1]["step"]) == 60 and float(log[-1]["lr"]) < 1e-4
+
+
+def test_the_model_file_gives_the_errors_of_the_table(finished: Path, clusters: Path):
+    from equimol.data.formats import read
+    from equimol.models import load
+    from equimol.training.evaluate import evaluate
+
+    stored = np.load(finished / "predictions_test.npz")
+    chosen = {frame.source: frame for frame in read(clusters).frames}
+    result = evaluate(load(finished / "model.equimol"), [chosen[str(source)] for source in stored["source"]], batch=4)
+    errors = json.loads((finished / "errors.json").read_text())["test"]
+    assert result.errors == pytest.approx(errors, rel=1e-4)
+    assert "meV/Å" in (finished / "errors.txt").read_text()
+
+
+def test_the_model_file_tells_how_it_was_made(finished: Path):
+    from equimol.models.file import read_metadata
+
+    metadata = read_metadata(finished / "model.equimol")
+    assert metadata["level_of_theory"] == "EMT"
+    assert metadata["training"]["steps"] == 60 and metadata["label_keys"]["forces"] == ["forces"]
+
+
+def test_the_stored_settings_give_the_same_run_again(finished: Path, tmp_path: Path):
+    again = fit(load_config(finished / "config.yaml", [f"out={tmp_path / 'again'}"]))
+    assert_same_end(finished, again)
+
+
+def test_a_folder_with_another_run_is_refused_with_the_remedy(finished: Path, quick: list[str]):
+    with pytest.raises(ValueError, match=r"holds another run; continue it with resume=true, or write to another folder"):
+        run(quick, f"out={finished}")
+
+
+def test_resuming_a_finished_run_does_nothing(finished: Path, quick: list[str]):
+    before = (finished / "last.ckpt").stat().st_mtime_ns
+    assert run(quick, f"out={finished}", "resume=true") == finished
+    assert (finished / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_resuming_nothing_is_an_error_and_resuming_with_other_settings_too(finished: Path, quick: list[str], tmp_path: Path):
+    with pytest.raises(ValueError, match="no run to resume"):
+        run(quick, "resume=true", "steps=3")
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.01 and is now 0\.5"):
+        run(quick, f"out={finished}", "resume=true", "learning_rate=0.5")
+
+
+@pytest.mark.parametrize("at", [7, 8, 12])
+def test_a_run_stopped_by_a_signal_continues_to_the_same_weights_and_log(quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int):
+    length = ["steps=20", "validate_every=4"]
+    undisturbed = run(quick, *length, f"out={tmp_path / 'undisturbed'}")
+    original = Checkpoints.on_train_batch_start
+
+    def interrupt(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_start", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted, match=f"after step {at}; continue with the same command and resume=true"):
+        run(quick, *length)
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.undo()
+    resumed = run(quick, *length, "resume=true")
+    assert_same_end(undisturbed, resumed)
+    assert rows(undisturbed) == rows(resumed)
+
+
+def test_data_that_changed_are_noticed_at_the_resumption(quick: list[str], clusters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copy = tmp_path / "copy.xyz"
+    copy.write_bytes(clusters.read_bytes())
+    monkeypatch.setattr("equimol.training.fit._train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(quick, f"data={copy}", "steps=3")
+    copy.write_text(copy.read_text().replace("energy=", "energy=1"))
+    with pytest.raises(ValueError, match="the data files are not those"):
+        run(quick, f"data={copy}", "resume=true")
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_can_go_on(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    undisturbed = run(quick, "steps=9", f"out={tmp_path / 'undisturbed'}")
+    original = os.fsync
+
+    def full(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if "last.ckpt" in name and (tmp_path / "run" / "last.ckpt").exists():
+            raise OSError(28, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"last\.ckpt \(No space left on device\): the previous version is intact"):
+        run(quick, "steps=9", "checkpoint_every=3")
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == 3
+    assert_same_end(undisturbed, run(quick, "steps=9", "resume=true"))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from equimol.training.module import TrainingModule
+
+    step = TrainingModule.training_step
+
+    def broken(self, graph, batch_idx=0):
+        loss = step(self, graph) * (1.0 if self.trainer.global_step < 5 else torch.nan)
+        self.terms["loss"] = loss.detach()
+        return loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", broken)
+    with pytest.raises(ValueError, match="the loss became nan"):
+        run(quick, "steps=12", "checkpoint_every=2", "validate_every=12")
+    weights = read_checkpoint(tmp_path / "run" / "last.ckpt")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+
+
+def test_stress_is_trained_where_there_is_one(quick: list[str], crystals: Path):
+    folder = run(quick, f"data={crystals}", "steps=4", "test=0", "precision=float64")
+    log = rows(folder)
+    assert float(log[-1]["loss_stress"]) > 0
+    weights = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_run_without_validation_set_logs_its_losses(quick: list[str]):
+    folder = run(quick, "steps=6", "validate_every=2", "valid=0", "test=0")
+    assert [row["step"] for row in rows(folder)] == ["2", "4", "6"]
+    assert not (folder / "best.ckpt").exists()
+
+
+def test_wrong_settings_are_named_before_the_data_are_read(quick: list[str]):
+    with pytest.raises(ValueError, match="did you mean 'channels'"):
+        run([key for key in quick if "settings" not in key], "data=absent.xyz", "settings.chanels=8")
+    with pytest.raises(ValueError, match="nothing to learn"):
+        run(["data=absent.xyz", "model=lennard_jones", "cutoff=4.0"])
+    with pytest.raises(ValueError, match="data must name a file"):
+        run([])
+
+
+def test_the_global_random_state_is_left_alone(quick: list[str]):
+    before = torch.get_rng_state()
+    run(quick, "steps=2")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.slow
+def test_a_run_fits_its_time(quick: list[str]):
+    start = time.monotonic()
+    run([key for key in quick if not key.startswith("preset")], "time=30s")
+    assert 20 < time.monotonic() - start < 36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_killed_run_with_workers_continues_to_identical_weights(quick: list[str], tmp_path: Path, after: int):
+    length = ["steps=400", "validate_every=40", "checkpoint_every=23"]
+    undisturbed = run(quick, *length, f"out={tmp_path / 'undisturbed'}")
+    overrides = [*quick, *length, "workers=2"]
+    code = "import sys; from equimol.training import config, fit; fit.fit(config.load_config(None, sys.argv[1:]))"
+    last, seen = tmp_path / "run" / "last.ckpt", set()
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *overrides], stdout=subprocess.DEVNULL)
+    try:
+        while len(seen) <= after:
+            assert process.poll() is None, "the run ended before it was killed"
+            if last.exists():
+                seen.add(last.stat().st_mtime_ns)
+            time.sleep(0.002)
+        time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert read_checkpoint(last)["global_step"] < 400
+    resumed = run(overrides, "resume=true")
+    assert_same_end(undisturbed, resumed)
+    assert rows(undisturbed) == rows(resumed)
