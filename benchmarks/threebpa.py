@@ -84,21 +84,26 @@ def run_equimol(work: Path, product: str, minutes: float, preset: str, every: fl
 def record_equimol(work: Path, run: Path, snapshots: Path, product: str, minutes_taken: float) -> None:
     from equimol.data import read
     from equimol.models import load
-    from equimol.training import evaluate, load_checkpoint_weights
+    from equimol.training.checkpoint import read_checkpoint
+    from equimol.training.evaluate import evaluate
 
     model = load(run / "model.equimol")
     tests = {name: read(work / f"{name}.xyz").frames for name in TESTS}
     parameters = sum(p.numel() for p in model.parameters())
     rows = []
     for path in [*sorted(snapshots.glob("*.ckpt"), key=lambda p: float(p.stem)), None]:
-        steps = load_checkpoint_weights(model, path) if path else ""
         if path is None:
-            model = load(run / "model.equimol")
+            model, steps = load(run / "model.equimol"), None
+        else:
+            checkpoint = read_checkpoint(path)
+            averaged = {key.removeprefix("averaged."): value for key, value in checkpoint["state_dict"].items() if key.startswith("averaged.")}
+            model.load_state_dict(averaged)
+            steps = checkpoint["global_step"]
         for name, frames in tests.items():
             errors = evaluate(model, frames).errors
             rows.append(
                 {
-                    "code": f"equimol {product}", "minutes": path.stem if path else f"{minutes_taken:.2f}", "epoch": steps and steps // 90, "parameters": parameters, "test": name,
+                    "code": f"equimol {product}", "minutes": path.stem if path else f"{minutes_taken:.2f}", "epoch": "" if steps is None else round(steps / 90, 1), "parameters": parameters, "test": name,
                     "energy_rmse_mev": errors["energy_rmse_mev"], "forces_rmse_mev_per_angstrom": errors["forces_rmse_mev_per_angstrom"],
                 }
             )  # fmt: skip

@@ -8,9 +8,11 @@ Without a file it takes the small data set that comes with EquiMol.
 import argparse
 from pathlib import Path
 
+import ase.io
+
 import equimol.demo
 from equimol.interfaces.ase_md import run_md
-from equimol.training.config import load_config
+from equimol.training.config import config_from
 from equimol.training.fit import fit
 
 
@@ -22,11 +24,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/example"))
     options = parser.parse_args()
 
-    run_folder = fit(load_config(None, [f"data={options.data}", f"time={options.time}", f"out={options.out}"]))
-    model = equimol.load(Path(run_folder) / "model.equimol")
-    atoms = equimol.demo.starting_structure()
-    run_md(model, atoms, temperature=300.0, steps=options.steps, timestep_fs=0.5, trajectory=options.out / "md.extxyz")
-    print(f"see {options.out / 'report.html'}")
+    run_folder = fit(config_from({"data": str(options.data), "time": options.time, "out": str(options.out)}))
+    model = equimol.load(run_folder / "model.equimol")
+    atoms = ase.io.read(options.data, index=-1)  # the last frame: the first ones may be isolated atoms
+    run_md(model, atoms, temperature=300.0, steps=options.steps, trajectory=run_folder / "md.extxyz")
+    print(f"see {run_folder / 'report.html'}")
 
 
 if __name__ == "__main__":

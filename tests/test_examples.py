@@ -42,9 +42,13 @@ def test_training_example_runs(name, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
-def test_benchmark_script_runs_in_its_quick_mode(path, tmp_path):
+def test_benchmark_script_explains_itself(path, tmp_path):
+    assert "usage" in run_script(path, ["--help"], tmp_path)
+
+
+def test_tensor_product_benchmark_runs_in_its_quick_mode(tmp_path):
     arguments = ["--quick", "--lmax", "1", "--batch", "20", "--channels", "4", "--csv", "{folder}/rows.csv"]
-    assert "clebsch_gordan" in run_script(path, arguments, tmp_path)
+    assert "clebsch_gordan" in run_script(ROOT / "benchmarks" / "tensor_products.py", arguments, tmp_path)
     assert (tmp_path / "rows.csv").exists()
 
 

@@ -88,7 +88,7 @@ def run_md(
     integrator = _integrator(atoms, thermostat, timestep_fs, temperature, friction, rng)
     with TrajectoryWriter(trajectory, log) as writer:
         bath = f"Langevin thermostat, friction {friction:g}/fs" if thermostat == "langevin" else "constant energy"
-        log(f"MD of {atoms.symbols}: {steps} steps of {timestep_fs:g} fs at {temperature:g} K, {bath}")
+        log(f"MD of {atoms.get_chemical_formula()}: {steps} steps of {timestep_fs:g} fs at {temperature:g} K, {bath}")
         run = _Run(atoms, integrator, writer, timestep_fs, limit=10 * temperature + 1000)
         run.go(steps, interval, progress)
     drift = None if thermostat == "langevin" else energy_drift(run.energies, len(atoms), timestep_fs)
@@ -106,7 +106,7 @@ def read_structure(path: str | Path, frame: int = 0) -> Atoms:
         raise ValueError(f"there is no structure file {path}; check the path")
     try:
         return ase.io.read(path, index=frame, do_not_split_by_at_sign=True)
-    except IndexError as error:
+    except (IndexError, StopIteration) as error:
         raise ValueError(f"{path} has no frame {frame}; frames are counted from 0") from error
     except Exception as error:  # a parser of foreign text: any of its errors is a fault of the file
         reason = f"{type(error).__name__}: {error}".rstrip(": ")

@@ -40,6 +40,16 @@ class Potential(nn.Module, ABC):
     def description(self) -> dict[str, Any]:
         """All that :func:`equimol.models.build` needs to make this model again, weights apart. JSON-able."""
 
+    def freeze(self) -> Potential:
+        """This model for inference alone: evaluation mode, no gradients of weights, products of weights computed once.
+
+        Changing weights afterwards would go unnoticed; take a copy if you want to train on.
+        """
+        for module in self.modules():
+            if not isinstance(module, Potential) and hasattr(module, "freeze"):
+                module.freeze()
+        return self.eval().requires_grad_(False)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters; energy sums and geometry are float64 always."""

@@ -66,7 +66,7 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     model = _rebuild(path, header, tensors, wanted).to(device=device or "cpu").eval()
     coarser = torch.float32 if torch.float32 in (saved, wanted) else torch.float64
     deviation = compare_fingerprint(model, header["fingerprint"], coarser)
-    if not deviation.accepted:
+    if deviation.share > 1:
         raise ModelFileError(
             f"{path} does not reproduce its fingerprint in {_name(wanted)} on {device or 'cpu'}: "
             f"energies are off by {deviation.energy:.1e} eV/atom, forces by {deviation.force:.1e} eV/Å, allowed {deviation.tolerance:.1e}; "

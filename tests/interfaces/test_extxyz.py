@@ -16,7 +16,7 @@ def frames():
         np.array([[0.0, 0, 0], [1.2, 0, 0]]),
         4.0 * np.eye(3),
         np.array([True] * 3),
-        {"energy": np.array(-3.0), "forces": np.ones((2, 3)), "stress": np.arange(9.0).reshape(3, 3)},
+        {"energy": np.array(-3.0), "forces": np.ones((2, 3)), "stress": np.array([[1.0, 2, 3], [2, 4, 5], [3, 5, 6]])},
         {"config_type": "bulk"},
     )
     atom = Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), np.array([False] * 3), {"energy": np.array(-13.6)}, {"charge": 1.0})

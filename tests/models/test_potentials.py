@@ -41,7 +41,7 @@ def test_single_precision_agrees_with_double(model):
 
 
 def test_description_builds_the_same_model(model):
-    again = build(model.description()).double()
+    again = build(model.description()).double().eval()
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again(graph(model))["forces"], model(graph(model))["forces"], rtol=0, atol=0)
 
@@ -99,7 +99,7 @@ def test_lennard_jones_dimer_has_its_analytic_energy():
 
 
 def test_zbl_repels_close_atoms_and_leaves_bonded_ones_alone():
-    model = ZBL(ZBLConfig(elements=(1, 6)))
+    model = ZBL(ZBLConfig(elements=(1, 6))).eval()
     energies = []
     for r in (0.2, 0.5, 0.9, 1.06, 1.1):
         g = AtomicGraph.build(positions=[[0, 0, 0], [0, 0, r]], numbers=[6, 1], cell=np.zeros((3, 3)), pbc=(False,) * 3, cutoff=2.0)
@@ -128,3 +128,11 @@ def test_a_sum_adds_and_a_shift_shifts():
 def test_references_must_cover_the_elements():
     with pytest.raises(ValueError, match=r"got none for \[8\]"):
         build_model("mace", elements=[1, 8], references={1: -13.6})
+
+
+def test_a_frozen_model_gives_the_same_and_survives_a_change_of_dtype(model):
+    before = model(graph(model))
+    frozen = model.freeze()
+    for _ in range(2):  # the second call uses what the first one kept
+        torch.testing.assert_close(frozen(graph(model))["forces"], before["forces"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(frozen.float()(graph(model))["forces"], before["forces"], rtol=1e-4, atol=1e-4)

@@ -1,6 +1,6 @@
 """Small labelled data sets: copper and aluminium with ASE's effective medium theory, whose labels cost nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,14 @@ def crystals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def quick(clusters: Path, tmp_path: Path) -> list[str]:
+def no_report() -> Iterator[None]:
+    """Leaves the page of the report empty: drawing it takes longer than the runs of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("equimol.training.report.write_report", lambda folder: (folder / "report.html").write_text(""))
+        yield
+
+
+@pytest.fixture
+def quick(clusters: Path, tmp_path: Path, no_report: None) -> list[str]:
     """Overrides for a run of seconds."""
     return [f"data={clusters}", "preset=tiny", "batch=4", "split=random", f"out={tmp_path / 'run'}", "settings.channels=4", "cutoff=4.0"]

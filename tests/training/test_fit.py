@@ -93,7 +93,7 @@ def test_the_model_file_tells_how_it_was_made(finished: Path):
     assert metadata["training"]["steps"] == 60 and metadata["label_keys"]["forces"] == ["forces"]
 
 
-def test_the_stored_settings_give_the_same_run_again(finished: Path, tmp_path: Path):
+def test_the_stored_settings_give_the_same_run_again(finished: Path, tmp_path: Path, no_report: None):
     again = fit(load_config(finished / "config.yaml", [f"out={tmp_path / 'again'}"]))
     assert_same_end(finished, again)
 
