@@ -8,6 +8,7 @@
 Each training is a process of its own with two threads. Errors are those of snapshots on the *derived* test sets (136 / 167 / 166
 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the published ones and are not them.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,6 +22,8 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 TESTS = ("test_300", "test_600", "test_1200")
+MACE_SETTINGS = """--model=MACE --hidden_irreps=64x0e+64x1o --r_max=5.0 --num_interactions=2 --correlation=3 --max_ell=3 --batch_size=5
+    --ema --ema_decay=0.99 --amsgrad --lr=0.01 --energy_weight=27 --forces_weight=1000 --default_dtype=float32"""
 
 
 def prepare(data: Path, work: Path) -> None:
@@ -63,10 +66,9 @@ def run_equimol(work: Path, product: str, minutes: float, preset: str, every: fl
     snapshots = run.with_name(run.name + "_snapshots")
     shutil.rmtree(snapshots, ignore_errors=True)
     snapshots.mkdir(parents=True)
-    command = [
-        sys.executable, "-m", "equimol", "train", str(work / "train.xyz"), "--time", f"{minutes * 60:.0f}s", f"valid={work / 'valid.xyz'}", "test=0",
-        f"references={work / 'atoms.xyz'}", f"preset={preset}", f"settings.product={product}", f"out={run}", *extra,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "equimol", "train", str(work / "train.xyz"), "--time", f"{minutes * 60:.0f}s"]
+    command += [f"valid={work / 'valid.xyz'}", "test=0", f"references={work / 'atoms.xyz'}", f"out={run}"]
+    command += [f"preset={preset}", f"settings.product={product}", *extra]
     start, due = time.time(), every * 60
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "2"})
     while process.poll() is None:
@@ -96,17 +98,16 @@ def record_equimol(work: Path, run: Path, snapshots: Path, product: str, minutes
             model, steps = load(run / "model.equimol"), None
         else:
             checkpoint = read_checkpoint(path)
-            averaged = {key.removeprefix("averaged."): value for key, value in checkpoint["state_dict"].items() if key.startswith("averaged.")}
+            averaged = {
+                key.removeprefix("averaged."): value for key, value in checkpoint["state_dict"].items() if key.startswith("averaged.")
+            }
             model.load_state_dict(averaged)
             steps = checkpoint["global_step"]
         for name, frames in tests.items():
             errors = evaluate(model, frames).errors
-            rows.append(
-                {
-                    "code": f"equimol {product}", "minutes": path.stem if path else f"{minutes_taken:.2f}", "epoch": "" if steps is None else round(steps / 90, 1), "parameters": parameters, "test": name,
-                    "energy_rmse_mev": errors["energy_rmse_mev"], "forces_rmse_mev_per_angstrom": errors["forces_rmse_mev_per_angstrom"],
-                }
-            )  # fmt: skip
+            row = {"code": f"equimol {product}", "minutes": path.stem if path else f"{minutes_taken:.2f}"}
+            row |= {"epoch": "" if steps is None else round(steps / 90, 1), "parameters": parameters, "test": name}
+            rows.append(row | {key: errors[key] for key in ("energy_rmse_mev", "forces_rmse_mev_per_angstrom")})
             print(rows[-1], flush=True)
     append(rows)
 
@@ -120,12 +121,10 @@ def run_mace(work: Path, python: Path, minutes: float) -> None:
     from equimol.data import read
 
     references = {int(f.numbers[0]): float(f.labels["energy"]) for f in read(work / "atoms.xyz").frames}
-    command = [
-        str(python.parent / "mace_run_train"), "--name=mace3bpa", f"--train_file={work / 'train.xyz'}", f"--valid_file={work / 'valid.xyz'}",
-        "--energy_key=REF_energy", "--forces_key=REF_forces", f"--E0s={references}", "--model=MACE", "--hidden_irreps=64x0e+64x1o", "--r_max=5.0",
-        "--num_interactions=2", "--correlation=3", "--max_ell=3", "--batch_size=5", "--ema", "--ema_decay=0.99", "--amsgrad", "--lr=0.01", "--energy_weight=27",
-        "--forces_weight=1000", "--default_dtype=float32", "--device=cpu", "--seed=0", "--save_all_checkpoints", "--patience=2048",
-    ]  # fmt: skip
+    command = [str(python.parent / "mace_run_train"), "--name=mace3bpa", "--device=cpu", "--seed=0"]
+    command += [f"--train_file={work / 'train.xyz'}", f"--valid_file={work / 'valid.xyz'}", f"--E0s={references}"]
+    command += ["--energy_key=REF_energy", "--forces_key=REF_forces", "--save_all_checkpoints", "--patience=2048"]
+    command += MACE_SETTINGS.split()
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     process = subprocess.Popen([*command, "--max_num_epochs=1000"], cwd=run, env=environment)
     try:
@@ -136,7 +135,9 @@ def run_mace(work: Path, python: Path, minutes: float) -> None:
     subprocess.run([*command, "--max_num_epochs=1", "--restart_latest"], cwd=run, env=environment, check=True)
     out = run / "errors.csv"
     tests = [str(work / f"{name}.xyz") for name in TESTS]
-    subprocess.run([str(python), str(Path(__file__).parent / "peers" / "mace_threebpa.py"), str(run), str(out), *tests], env=environment, check=True)
+    subprocess.run(
+        [str(python), str(Path(__file__).parent / "peers" / "mace_threebpa.py"), str(run), str(out), *tests], env=environment, check=True
+    )
     with open(out, newline="") as file:
         append(list(csv.DictReader(file)))
 
@@ -160,9 +161,16 @@ def plot() -> None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for number, (axes, test) in enumerate(zip(figure.subplots(1, 3), TESTS, strict=True)):
         for code in dict.fromkeys(r["code"] for r in rows):
-            points = sorted((float(r["minutes"]), float(r["forces_rmse_mev_per_angstrom"])) for r in rows if r["code"] == code and r["test"] == test)
+            points = sorted(
+                (float(r["minutes"]), float(r["forces_rmse_mev_per_angstrom"])) for r in rows if r["code"] == code and r["test"] == test
+            )
             axes.plot(*zip(*points, strict=True), "o-", ms=3, label=code, color="black" if code == "mace-torch" else None)
-        axes.set(title=test.replace("test_", "") + " K", xlabel="minutes on two cores", yscale="log", ylabel="" if number else "force RMSE, meV/Å")
+        axes.set(
+            title=test.replace("test_", "") + " K",
+            xlabel="minutes on two cores",
+            yscale="log",
+            ylabel="" if number else "force RMSE, meV/Å",
+        )
         axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     figure.savefig(RESULTS / "threebpa.svg")

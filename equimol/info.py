@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 from equimol.models import MODELS
 from equimol.models.file import load, read_metadata
 from equimol.tensor_products import TENSOR_PRODUCTS
+from equimol.training.metrics import error_table
 
 _PACKAGES = ("torch", "torch-geometric", "lightning", "ase", "vesin", "e3nn", "numpy")
 
@@ -51,12 +52,13 @@ def describe_model(path: str | Path, device: str | None = None, dtype: str | Non
         "references": _references(facts),
         "level of theory": facts.get("level_of_theory") or "not stated",
         "labels": _flat(facts.get("label_keys")),
-        "trained": _flat({key: value for key, value in (facts.get("training") or {}).items() if key in _TRAINING}),
-        "errors": _flat((facts.get("training") or {}).get("errors")),
+        "trained": _flat({key: value for key, value in (facts.get("training") or {}).items() if key in _TRAINING and value}),
         "written with": _flat(facts["versions"]),
         "fingerprint": f"reproduced here in {str(model.dtype).removeprefix('torch.')} on {device or 'cpu'}: {structures} structures",
     }
-    return _table({"file": str(path)} | {name: text for name, text in known.items() if text})
+    errors = (facts.get("training") or {}).get("errors")
+    table = f"\n\n{error_table(errors)}" if errors else ""
+    return _table({"file": str(path)} | {name: text for name, text in known.items() if text}) + table
 
 
 _TRAINING = ("data", "preset", "steps", "epochs", "time", "batch", "loss", "seed")

@@ -1,4 +1,5 @@
 """The public battery: what every tensor product and every potential must pass, ours or yours, with named tolerances."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,13 @@ def random_rotation(generator: torch.Generator, *, improper: bool = False) -> Te
 
 
 def assert_equivariant(
-    function: Callable[..., Tensor], layouts: Sequence[Layout], out: Layout, *, batch: tuple[int, ...] = (4,), seed: int = 0, tolerance: float = EXACT
+    function: Callable[..., Tensor],
+    layouts: Sequence[Layout],
+    out: Layout,
+    *,
+    batch: tuple[int, ...] = (4,),
+    seed: int = 0,
+    tolerance: float = EXACT,
 ) -> None:
     """Raises AssertionError unless ``function`` commutes with rotations and with inversion.
 

@@ -5,6 +5,7 @@
 RUN_FOLDER is where ``mace_run_train --save_all_checkpoints`` ran; afterwards, the same command with ``--restart_latest
 --max_num_epochs=1`` must have written its ``.model`` file. Minutes count from the log line "Started training".
 """
+
 import csv
 import re
 import sys
@@ -33,7 +34,16 @@ def main(folder: Path, out: Path, tests: list[Path], every: float = 3.0) -> None
         due = minutes + every
         model.load_state_dict(torch.load(path, weights_only=False)["model"])
         for test in tests:
-            rows.append({"code": "mace-torch", "minutes": round(minutes, 2), "epoch": number, "parameters": parameters, "test": test.stem, **errors(model, test)})
+            rows.append(
+                {
+                    "code": "mace-torch",
+                    "minutes": round(minutes, 2),
+                    "epoch": number,
+                    "parameters": parameters,
+                    "test": test.stem,
+                    **errors(model, test),
+                }
+            )
             print(rows[-1], flush=True)
     with open(out, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -47,7 +57,10 @@ def errors(model: torch.nn.Module, path: Path) -> dict[str, float]:
     keys = data.KeySpecification(info_keys={}, arrays_keys={})
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    graphs = [data.AtomicData.from_config(data.config_from_atoms(a, key_specification=keys), z_table=table, cutoff=float(model.r_max)) for a in frames]
+    graphs = [
+        data.AtomicData.from_config(data.config_from_atoms(a, key_specification=keys), z_table=table, cutoff=float(model.r_max))
+        for a in frames
+    ]
     energy, forces = [], []
     for batch in torch_geometric.dataloader.DataLoader(graphs, batch_size=10, shuffle=False, drop_last=False):
         result = model(batch.to_dict(), compute_stress=False)

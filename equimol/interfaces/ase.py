@@ -68,8 +68,8 @@ class EquiMolCalculator(Calculator):
         energy, forces = out["energy"].item(), _numpy(out["forces"])
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise CalculationFailed(
-                f"the model gave an energy of {energy} eV and forces up to {np.abs(forces).max()} eV/Å for {self.atoms.get_chemical_formula()}; "
-                "look for atoms that are too close, and go back to the last good structure"
+                f"the model gave an energy of {energy} eV and forces up to {np.abs(forces).max()} eV/Å "
+                f"for {self.atoms.get_chemical_formula()}; look for atoms that are too close, and go back to the last good structure"
             )
         self.results = {"energy": energy, "free_energy": energy, "forces": forces, "energies": _numpy(out["energies"])}
         if self.atoms.pbc.any() and abs(np.linalg.det(self.atoms.cell.array)) > 0 and "stress" in out:

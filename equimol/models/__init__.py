@@ -1,4 +1,5 @@
 """Models. A new one is one file here and one line in ``MODELS``."""
+
 from __future__ import annotations
 
 import difflib

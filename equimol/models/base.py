@@ -1,4 +1,5 @@
 """The contract of a potential, and the one place where derivatives are taken."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -61,7 +62,9 @@ class Potential(nn.Module, ABC):
         known[list(self.elements)] = True
         if len(numbers) and not bool(known[numbers].all()):
             missing = sorted(set(numbers.tolist()) - set(self.elements))
-            raise ValueError(f"the model knows {_symbols(self.elements)}, the structure has {_symbols(missing)} too; train with these elements")
+            raise ValueError(
+                f"the model knows {_symbols(self.elements)}, the structure has {_symbols(missing)} too; train with these elements"
+            )
 
 
 def _symbols(numbers: list[int] | tuple[int, ...]) -> str:

@@ -1,4 +1,5 @@
 """Potentials made of potentials: sums, and shifts to the reference energies of a level of theory."""
+
 from __future__ import annotations
 
 from typing import Any

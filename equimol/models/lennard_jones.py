@@ -1,4 +1,5 @@
 """Lennard-Jones: the potential with analytic answers, for tests, examples and first steps with an interface."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """MACE: message passing with many-body products (Batatia et al. 2022), its tensor products exchangeable by one word."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

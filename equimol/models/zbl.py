@@ -1,11 +1,11 @@
 """Screened nuclear repulsion: what keeps atoms apart where no data were."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
 from ase.data import covalent_radii
-from torch import Tensor
 
 from equimol.models.base import ConfiguredPotential
 from equimol.nn.radial import polynomial_envelope

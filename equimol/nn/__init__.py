@@ -1,4 +1,5 @@
 """Layers that several models share."""
+
 from equimol.nn.linear import DegreeLinear, ElementLinear, ScalarMLP
 from equimol.nn.radial import BesselBasis, polynomial_envelope
 

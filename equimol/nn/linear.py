@@ -1,12 +1,13 @@
 """Linear layers over channels: per degree, per element, and a small perceptron for scalars."""
+
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from equimol.ops import gather
 from equimol.o3 import Layout, format_irreps, split_blocks
+from equimol.ops import gather
 
 
 def _paired(in_layout: Layout, out_layout: Layout) -> list[tuple[int, int]]:
@@ -26,7 +27,7 @@ class DegreeLinear(nn.Module):
     def __init__(self, in_layout: Layout, out_layout: Layout) -> None:
         super().__init__()
         self.in_layout, self.out_layout = in_layout, out_layout
-        self._pairs = dict((o, i) for i, o in _paired(in_layout, out_layout))
+        self._pairs = {o: i for i, o in _paired(in_layout, out_layout)}  # output block: input block
         self.weights = nn.ParameterList(
             torch.randn(in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5 for o, i in self._pairs.items()
         )
@@ -48,9 +49,10 @@ class ElementLinear(nn.Module):
     def __init__(self, in_layout: Layout, out_layout: Layout, num_elements: int) -> None:
         super().__init__()
         self.in_layout, self.out_layout = in_layout, out_layout
-        self._pairs = dict((o, i) for i, o in _paired(in_layout, out_layout))
+        self._pairs = {o: i for i, o in _paired(in_layout, out_layout)}  # output block: input block
         self.weights = nn.ParameterList(
-            torch.randn(num_elements, in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5 for o, i in self._pairs.items()
+            torch.randn(num_elements, in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5
+            for o, i in self._pairs.items()
         )
 
     def forward(self, x: Float[Tensor, "atoms dim_in"], species: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms dim_out"]:

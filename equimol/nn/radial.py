@@ -1,4 +1,5 @@
 """Radial basis functions and the envelope that ends them."""
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """Sums over the edges of an atom, and their adjoint."""
+
 from jaxtyping import Float, Int
 from torch import Tensor
 

@@ -1,4 +1,5 @@
 """The ragged neighbourhoods of a graph as a rectangle: one row of slots per receiver."""
+
 from __future__ import annotations
 
 import torch

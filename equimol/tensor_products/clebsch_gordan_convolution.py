@@ -1,4 +1,5 @@
 """The Clebsch-Gordan edge convolution of NequIP and MACE, arranged so that the coupling happens once per atom."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

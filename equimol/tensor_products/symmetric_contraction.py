@@ -1,4 +1,5 @@
 """MACE's symmetric contraction: every equivariant polynomial of a feature, up to a given order."""
+
 from __future__ import annotations
 
 import functools
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Layout, lmax_of, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import gather
+from equimol.ops import dense, gather
 from equimol.tensor_products.base import ManyBodyProduct
 
 
@@ -75,12 +76,14 @@ class SymmetricContraction(ManyBodyProduct):
         parts = []
         for element, part in enumerate(sorted_x.split(counts)):
             if len(part):
-                parts.append(self._contract(part.permute(1, 2, 0).contiguous(), self._coefficients(weights, element)))
+                parts.append(self._contract(dense(part.permute(1, 2, 0)), self._coefficients(weights, element)))
         if not parts:
             return x.new_zeros(0, self._components * self.channels)
         return gather(torch.cat(parts), torch.argsort(order)).flatten(1)
 
-    def _coefficients(self, weights: Float[Tensor, "elements num_weights channels"], element: int) -> Float[Tensor, "channels rows monomials"]:
+    def _coefficients(
+        self, weights: Float[Tensor, "elements num_weights channels"], element: int
+    ) -> Float[Tensor, "channels rows monomials"]:
         """D = U W for one element."""
         if self._frozen is not None:
             if element not in self._frozen:
@@ -102,7 +105,7 @@ class SymmetricContraction(ManyBodyProduct):
             monomials.append(last)
         m = torch.cat(monomials).transpose(0, 1)  # [channels, monomials, atoms]
         inner = torch.bmm(d, m).unflatten(1, (self._components, self._size))
-        return (inner * a.transpose(0, 1)[:, None]).sum(2).permute(2, 1, 0)
+        return dense((inner * dense(a.transpose(0, 1))[:, None]).sum(2)).permute(2, 1, 0)
 
 
 @functools.cache

@@ -15,7 +15,8 @@ from equimol.training.config import TrainConfig, parse_duration
 from equimol.training.module import TrainingModule, make_optimizer
 from equimol.training.prepare import TrainingData
 
-RESERVE = 0.04  # of the time: for start, end and a machine that slows down
+RESERVE = 0.04  # of the time, for a machine that slows down
+START_AND_REPORT_SECONDS = 5.0  # before and after the run itself: imports, figures of the report
 TRAINER_SECONDS = 0.001  # what the trainer adds to each step: 0.6 ms, measured on a model that does nothing
 MOST_VALIDATIONS = 50
 EVALUATED_TRAIN_FRAMES = 500  # of the training set, in the final table
@@ -43,14 +44,17 @@ def fit_to_budget(
     if config.steps or config.epochs or not config.time:
         preset = config.preset if config.preset != "auto" else ("small" if "small" in candidates else candidates[-1])
         steps = config.steps or (config.epochs or 100) * per_epoch
-        text = f"{steps} steps of {config.batch} frames, {steps / per_epoch:.1f} epochs"
+        validations, pace = steps // per_epoch, ""
     else:
-        preset, steps, text = _by_time(config, data, weights, build, candidates, per_epoch, started)
+        preset, steps, validations, step_seconds = _by_time(config, data, weights, build, candidates, per_epoch, started)
+        pace = f", {1000 * step_seconds:.0f} ms each, to fit {config.time}"
     every = config.validate_every
     if every == "auto":
-        every = max(1, steps // max(1, min(MOST_VALIDATIONS, steps // per_epoch)))
+        every = max(1, steps // max(1, min(MOST_VALIDATIONS, validations)))
+        if not config.steps and not config.epochs:
+            steps -= steps % every  # so that the last step is validated, too
     config = dataclasses.replace(config, preset=preset, steps=steps, validate_every=min(every, steps))
-    return config, f"{config.model} {preset}: {text}"
+    return config, f"{config.model} {preset}: {steps} steps of {config.batch} frames, {steps / per_epoch:.1f} epochs{pace}"
 
 
 def automatic_batch(data: TrainingData) -> int:
@@ -99,29 +103,33 @@ def evaluation_seconds(model: nn.Module, graphs: Sequence[Any], batch: int) -> f
     return min(times)
 
 
-def _by_time(config, data, weights, build, candidates, per_epoch, started) -> tuple[str, int, str]:
-    """The largest candidate that learns enough in the time, and its number of steps."""
+def _by_time(config, data, weights, build, candidates, per_epoch, started) -> tuple[str, int, int, float]:
+    """The largest candidate that learns enough in the time, its steps and validations, and the seconds of a step."""
     budget = parse_duration(config.time or "1h")
-    chosen = None
+    chosen = ()
     for preset in candidates:
         model = build(preset)
         step_seconds = train_step_seconds(model, data.graphs["train"], weights, config, limit=min(3.0, 0.02 * budget))
         frame_seconds = evaluation_seconds(model, data.graphs["train"], config.batch)
-        steps = _steps_in(budget, budget - (time.monotonic() - started), step_seconds, frame_seconds, data, per_epoch)
+        steps, _ = _steps_in(budget, budget - (time.monotonic() - started), step_seconds, frame_seconds, data, per_epoch)
         enough = steps >= ENOUGH_EPOCHS.get(preset, 0) * min(per_epoch, 200)
-        if chosen is None or enough:
-            chosen = (preset, steps, step_seconds)
+        if not chosen or enough:
+            chosen = (preset, step_seconds, frame_seconds)
         if not enough:
             break
-    preset, steps, step_seconds = chosen
-    text = f"{1000 * step_seconds:.0f} ms per step of {config.batch} frames: {steps} steps, {steps / per_epoch:.1f} epochs in {config.time}"
-    return preset, steps, text
+    preset, step_seconds, frame_seconds = chosen
+    left = budget - (time.monotonic() - started)  # less than when it was timed, if a larger one was tried since
+    return preset, *_steps_in(budget, left, step_seconds, frame_seconds, data, per_epoch), step_seconds
 
 
-def _steps_in(budget: float, left: float, step_seconds: float, frame_seconds: float, data: TrainingData, per_epoch: int) -> int:
-    """Steps that leave room for validations and for the table at the end. At least one: a run that is too short says so by its errors."""
+def _steps_in(budget: float, left: float, step_seconds: float, frame_seconds: float, data: TrainingData, per_epoch: int) -> tuple[int, int]:
+    """Steps and validations that leave room for the table at the end. A validation per epoch, while they take a tenth of the time at most.
+
+    At least one step and one validation: a run that is too short says so by its errors.
+    """
     sizes = {name: len(graphs) for name, graphs in data.graphs.items()}
     final = frame_seconds * (min(sizes["train"], EVALUATED_TRAIN_FRAMES) + 2 * sizes["valid"] + sizes["test"])
-    usable = max(0.0, left - RESERVE * budget - final)
-    validations = max(1, min(MOST_VALIDATIONS, int(usable / (per_epoch * step_seconds))))
-    return max(1, int((usable - validations * sizes["valid"] * frame_seconds) / step_seconds))
+    usable = max(0.0, left - RESERVE * budget - START_AND_REPORT_SECONDS - final)
+    seconds_each = max(sizes["valid"] * frame_seconds, 1e-9)
+    validations = max(1, min(MOST_VALIDATIONS, int(usable / (per_epoch * step_seconds)), int(0.1 * usable / seconds_each)))
+    return max(1, int((usable - validations * seconds_each) / step_seconds)), validations

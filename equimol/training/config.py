@@ -55,7 +55,7 @@ class TrainConfig:
     ema: Annotated[float, "decay of the average of weights that is validated and saved; 0: none"] = 0.99
     seed: Annotated[int, "of split, weights and data order"] = 0
     # the machinery
-    validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times"] = "auto"
+    validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times and a tenth of the time"] = "auto"
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
     workers: Annotated[int, "processes that assemble batches"] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"

@@ -200,9 +200,7 @@ def test_edges_are_those_of_a_fresh_list(model, crystal):
     crystal.rattle(0.05, seed=5)
     fresh = AtomicGraph.build(crystal.positions, crystal.numbers, crystal.cell.array, crystal.pbc, model.cutoff)
     reused = calculator._graph(crystal)
-    edges = [
-        sorted(zip(g.receivers.tolist(), g.senders.tolist(), map(tuple, g.shifts.tolist()), strict=True)) for g in (fresh, reused)
-    ]
+    edges = [sorted(zip(g.receivers.tolist(), g.senders.tolist(), map(tuple, g.shifts.tolist()), strict=True)) for g in (fresh, reused)]
     assert edges[0] == edges[1]
     assert (reused.receivers.diff() >= 0).all()
 

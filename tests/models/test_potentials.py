@@ -1,4 +1,5 @@
 """Every model in the table obeys the laws of a potential energy, and learns nothing that breaks them."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,11 @@ def model(request):
     torch.manual_seed(0)
     name, product = request.param
     settings = {"product": product} if name == "mace" else {}
-    return build_model(name, "tiny", elements=[1, 6, 8], references={1: -13.6, 6: -1030.0, 8: -2042.0}, scale=0.7, shift=-3.0, **settings).double().eval()
+    return (
+        build_model(name, "tiny", elements=[1, 6, 8], references={1: -13.6, 6: -1030.0, 8: -2042.0}, scale=0.7, shift=-3.0, **settings)
+        .double()
+        .eval()
+    )
 
 
 def graph(model, number=1, **changes):

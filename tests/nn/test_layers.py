@@ -1,4 +1,5 @@
 """Layers: variance, equivariance, zeros where they are promised."""
+
 import pytest
 import torch
 

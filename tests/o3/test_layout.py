@@ -29,7 +29,9 @@ def test_irreps_survive_a_round_trip_through_text():
     assert parse_irreps(format_irreps(natural_layout(3, 8))) == natural_layout(3, 8)
 
 
-@pytest.mark.parametrize(("text", "term"), [("64x0e+12y1o", "12y1o"), ("", ""), ("1o++1e", ""), ("0x1o", "0x1o"), ("-1x2e", "-1x2e"), ("3", "3")])
+@pytest.mark.parametrize(
+    ("text", "term"), [("64x0e+12y1o", "12y1o"), ("", ""), ("1o++1e", ""), ("0x1o", "0x1o"), ("-1x2e", "-1x2e"), ("3", "3")]
+)
 def test_a_bad_term_is_quoted(text, term):
     with pytest.raises(ValueError, match=f"term '{term}'"):
         parse_irreps(text)

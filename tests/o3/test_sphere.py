@@ -59,9 +59,7 @@ def test_grids_integrate_up_to_their_band(grid, band):
 
 
 # Points for L x L -> L, whose band is 3L.
-@pytest.mark.parametrize(
-    ("lmax", "lebedev", "gauss"), [(1, 6, 8), (2, 26, 28), (3, 38, 50), (4, 74, 91), (5, 86, 128), (6, 146, 190)]
-)
+@pytest.mark.parametrize(("lmax", "lebedev", "gauss"), [(1, 6, 8), (2, 26, 28), (3, 38, 50), (4, 74, 91), (5, 86, 128), (6, 146, 190)])
 def test_grids_have_their_known_sizes(lmax, lebedev, gauss):
     sizes = [SphereGrid((lmax, lmax), lmax, 3 * lmax, quadrature).points for quadrature in ("lebedev", "gauss_legendre", "auto")]
     assert sizes == [lebedev, gauss, lebedev]

@@ -28,7 +28,8 @@ def test_harmonics_of_turned_vectors_are_turned_harmonics(l, sign, vectors, rota
 @pytest.mark.parametrize("sign", [1, -1])
 def test_matrices_are_those_of_e3nn(l, parity, sign, rotations, e3nn_o3):
     theirs = e3nn_o3.Irrep(l, parity).D_from_matrix(sign * rotations)
-    torch.testing.assert_close(wigner_d(sign * rotations, l, parity), theirs, rtol=0, atol=1e-11)
+    # e3nn computes them in the default dtype, float32: this compares conventions, the tests around it the digits.
+    torch.testing.assert_close(wigner_d(sign * rotations, l, parity), theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("l", DEGREES)

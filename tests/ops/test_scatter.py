@@ -1,4 +1,5 @@
 """Sums over edges and their rectangle of slots."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """The symmetric contraction spans every equivariant polynomial, each once."""
+
 import itertools
 import math
 from collections import Counter
@@ -21,7 +22,9 @@ def number_of_invariant_polynomials(lmax: int, order: int, l_out: int) -> int:
     return weights[l_out] - weights[l_out + 1]
 
 
-@pytest.mark.parametrize(("lmax", "order", "l_out"), [(1, 2, 0), (1, 3, 1), (2, 2, 2), (2, 3, 0), (2, 3, 1), (3, 3, 0), (3, 3, 1), (2, 4, 0)])
+@pytest.mark.parametrize(
+    ("lmax", "order", "l_out"), [(1, 2, 0), (1, 3, 1), (2, 2, 2), (2, 3, 0), (2, 3, 1), (3, 3, 0), (3, 3, 1), (2, 4, 0)]
+)
 def test_the_basis_is_complete(lmax, order, l_out):
     assert len(symmetric_basis(lmax, order, l_out)) == number_of_invariant_polynomials(lmax, order, l_out)
 
@@ -49,7 +52,11 @@ def test_second_order_scalars_are_the_squared_norms():
 def test_evaluation_equals_the_sum_over_monomials():
     torch.manual_seed(0)
     product = SymmetricContraction(natural_layout(2, 3), [0, 1], 3, 2).double()
-    x, w, species = torch.randn(5, 27, dtype=torch.float64), torch.randn(2, product.num_weights, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
+    x, w, species = (
+        torch.randn(5, 27, dtype=torch.float64),
+        torch.randn(2, product.num_weights, 3, dtype=torch.float64),
+        torch.tensor([0, 1, 1, 0, 1]),
+    )
     expected, first = [], 0
     for l in (0, 1):
         bases = [symmetric_basis(2, nu, l) for nu in (1, 2, 3)]
