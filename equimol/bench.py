@@ -48,10 +48,10 @@ def tensor_products(
         candidates = _candidates(lmax, channels, batch, dtype, device)
         for mode in MODES:
             steps = {name: _step(call, inputs, mode) for name, (call, inputs, _) in candidates.items()}
-            times = _alternate(steps, repeats=7 if quick else 25, device=device)
+            times = _alternate(steps, repeats=5 if quick else 25, device=device)
             for name, seconds in times.items():
                 rows.append(_row(name, lmax, mode, seconds, times.get(PEER), candidates[name][2]))
-    described = [row | _surroundings(channels, batch, dtype, device) for row in rows]
+    described = [row | {"channels": channels, "batch": batch} | describe_surroundings(dtype, device) for row in rows]
     if csv is not None:
         append_rows(csv, described)
     return described
@@ -222,11 +222,9 @@ def _cell(row: dict) -> str:
     return f"{row['median_ms']:.2f} ± {row['spread_ms'] / 2:.2f}{suffix}"
 
 
-def _surroundings(channels: int, batch: int, dtype: torch.dtype, device: str) -> dict:
-    """What a row needs to be understood later: sizes, machine, versions, commit."""
+def describe_surroundings(dtype: torch.dtype, device: str = "cpu") -> dict:
+    """What a row needs to be understood later: dtype, machine, versions, commit, date."""
     return {
-        "channels": channels,
-        "batch": batch,
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),

@@ -129,7 +129,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from equimol.data.formats import read
     from equimol.interfaces.extxyz import format_predictions
     from equimol.models.file import load
-    from equimol.training.atomic import write_arrays, write_atomically
+    from equimol.data.atomic import write_arrays, write_atomically
     from equimol.training.evaluate import evaluate
     from equimol.training.metrics import error_table
 

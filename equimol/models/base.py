@@ -114,19 +114,22 @@ class ConservativePotential(Potential):
         # r_e = x_sender - x_receiver: the energy falls along -slope for the sender and along +slope for the receiver
         forces = scatter_sum(slope, graph.receivers, atoms) - scatter_sum(slope, graph.senders, atoms)
         virial = scatter_sum(slope[:, :, None] * displacements.detach()[:, None], graph.system[graph.receivers], systems)
+        volume = _volume(graph)
+        meaningful = (volume > 0) & graph.pbc.any(1)
+        stress = (virial + virial.mT) / (2 * torch.where(meaningful, volume, 1))[:, None, None]
         return {
             "energy": scatter_sum(energies, graph.system, systems),
             "energies": energies,
             "forces": forces,
-            "stress": (virial + virial.mT) / (2 * _volume(graph))[:, None, None],
+            # NaN only now: divided by NaN, the gradients of the other systems of a batch would be NaN too
+            "stress": torch.where(meaningful[:, None, None], stress, torch.nan),
         }
 
 
 def _volume(graph: AtomicGraph) -> Float[Tensor, " systems"]:
-    """Å³; NaN where stress means nothing: no periodic direction, or no volume."""
+    """Å³, as a triple product: a determinant has no kernel in exported C++ models."""
     a, b, c = graph.cell.unbind(1)
-    volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()  # no determinant: it has no kernel in exported C++ models
-    return torch.where((volume > 0) & graph.pbc.any(1), volume, torch.nan)
+    return (a * torch.linalg.cross(b, c)).sum(-1).abs()
 
 
 class ConfiguredPotential(ConservativePotential):

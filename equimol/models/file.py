@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from equimol.data.atomic import write_atomically
 from equimol.models.base import Potential
 from equimol.models.fingerprint import compare_fingerprint, take_fingerprint
 
@@ -51,7 +51,7 @@ def save(model: Potential, path: str | Path, metadata: dict[str, Any] | None = N
         raise ModelFileError(f"{path} was not written: the weight {broken[0]} holds NaN or infinity; save an earlier state of this model")
     header = json.loads(json.dumps(_describe(model) | (metadata or {})))  # as a reader will see it: tuples are lists
     header["sha256"] = _checksum(header, tensors)
-    _write_whole(path, to_safetensors(tensors, metadata={_KEY: json.dumps(header, ensure_ascii=False)}))
+    write_atomically(path, to_safetensors(tensors, metadata={_KEY: json.dumps(header, ensure_ascii=False)}))
     return path
 
 
@@ -186,22 +186,6 @@ def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Bytes to a temporary name in the same folder, to the disk, and only then to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a rename may reach the disk before the bytes do
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = "the older file of that name is untouched" if path.exists() else "nothing was left behind"
-        reason = error.strerror or error
-        raise ModelFileError(f"{path} could not be written: {reason}; {kept}; make room or choose another folder") from error
 
 
 def _versions() -> dict[str, str]:

@@ -52,9 +52,12 @@ def train_loader(graphs: Sequence[Any], sampler: StepSampler, workers: int = 0) 
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the run saves first, and needs its workers until then."""
+    """Ctrl-C, and the end of a batch job, reach every process; the run saves first, and needs its workers until then.
+
+    They end when the run tells them, or when they find it gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the run that forked this worker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def ordered_loader(graphs: Sequence[Any], batch: int) -> Any:

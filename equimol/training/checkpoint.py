@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from equimol.training.atomic import write_atomically
+from equimol.data.atomic import write_atomically
 
 SECONDS_BETWEEN = 60.0
 

@@ -16,7 +16,7 @@ import torch
 from ase.data import chemical_symbols
 
 from equimol.models import MODELS, Potential, build_model, save
-from equimol.training.atomic import write_arrays, write_atomically
+from equimol.data.atomic import write_arrays, write_atomically
 from equimol.training.batches import StepSampler, ordered_loader, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
 from equimol.training.config import TrainConfig, check_keys, dump_config, load_config

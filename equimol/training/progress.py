@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from tqdm import tqdm
 
-from equimol.training.atomic import write_atomically
+from equimol.data.atomic import write_atomically
 from equimol.training.checkpoint import write_checkpoint
 from equimol.training.metrics import shown_errors, weighted_error
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from equimol.training.atomic import write_atomically
+from equimol.data.atomic import write_atomically
 
 SPLITS = ("test", "valid", "train")  # the order of interest: unseen data first
 MANY_POINTS = 1500  # above it a parity plot shows counts in hexagons: a small page, and no cloud that hides its own middle

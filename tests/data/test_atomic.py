@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from equimol.training.atomic import write_arrays, write_atomically
+from equimol.data.atomic import write_arrays, write_atomically
 
 resource = pytest.importorskip("resource")
 
