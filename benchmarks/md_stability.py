@@ -51,15 +51,16 @@ def main() -> None:
         steps = round(1000 * picoseconds / args.timestep)
         row = {"model": args.model.parent.name, "thermostat": thermostat, "temperature": temperature, "seed": seed}
         row |= {"picoseconds": picoseconds, "timestep_fs": args.timestep, "atoms": len(start)}
+        settings = {"seed": seed, "dtype": dtype, "progress": False, "log": lambda text: None}
+        measured = dict.fromkeys(("drift_ev_per_atom_ps", "ms_per_step", "mean_temperature", "longest_bond_stretch"), "")
         try:
-            result = run_md(
-                args.model, start, temperature, steps, args.timestep, thermostat, seed=seed, dtype=dtype, progress=False, log=lambda text: None
-            )
-            stretch = longest_stretch(start, result.atoms)
-            row |= {"drift_ev_per_atom_ps": "" if result.drift is None else f"{result.drift:.2e}", "ms_per_step": round(result.ms_per_step, 2)}
-            row |= {"mean_temperature": round(result.mean_temperature), "longest_bond_stretch": round(stretch, 2), "outcome": "ok"}
+            result = run_md(args.model, start, temperature, steps, args.timestep, thermostat, **settings)
+            measured["drift_ev_per_atom_ps"] = "" if result.drift is None else f"{result.drift:.2e}"
+            measured |= {"ms_per_step": round(result.ms_per_step, 2), "mean_temperature": round(result.mean_temperature)}
+            measured["longest_bond_stretch"] = round(longest_stretch(start, result.atoms), 2)
+            row |= measured | {"outcome": "ok"}
         except MDError as error:
-            row |= {"drift_ev_per_atom_ps": "", "ms_per_step": "", "mean_temperature": "", "longest_bond_stretch": "", "outcome": str(error)}
+            row |= measured | {"outcome": str(error)}
         print(row | {"dtype": dtype}, flush=True)
         append_rows(RESULTS, [row | describe_surroundings(getattr(torch, dtype))])
 

@@ -126,10 +126,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".extxyz", ".xyz", ".npz"):
         raise ValueError(f"predictions go into .extxyz, .xyz or .npz, got {options.out.name!r}; choose such a name with --out")
+    from equimol.data.atomic import write_arrays, write_atomically
     from equimol.data.formats import read
     from equimol.interfaces.extxyz import format_predictions
     from equimol.models.file import load
-    from equimol.data.atomic import write_arrays, write_atomically
     from equimol.training.evaluate import evaluate
     from equimol.training.metrics import error_table
 

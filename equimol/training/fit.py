@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from equimol.models import MODELS, Potential, build_model, save
 from equimol.data.atomic import write_arrays, write_atomically
+from equimol.models import MODELS, Potential, build_model, save
 from equimol.training.batches import StepSampler, ordered_loader, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
 from equimol.training.config import TrainConfig, check_keys, dump_config, load_config
