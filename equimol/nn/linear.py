@@ -1,4 +1,8 @@
-"""Linear layers over channels: per degree, per element, and a small perceptron for scalars."""
+"""Linear layers over channels: per degree, per element, and a small perceptron for scalars.
+
+Weights are drawn with variance 1 and divided by sqrt(channels in) when they are used, as in e3nn: the variance of features is
+kept, and one learning rate moves the weights of narrow and wide layers by the same share.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +25,21 @@ def _paired(in_layout: Layout, out_layout: Layout) -> list[tuple[int, int]]:
 class DegreeLinear(nn.Module):
     """Mixes channels, one matrix per degree: [..., dim_in] -> [..., dim_out]. No bias: it would point somewhere.
 
-    Output blocks that the input cannot reach are zero. Weights are normal / sqrt(channels in): variance is kept.
+    Output blocks that the input cannot reach are zero.
     """
 
     def __init__(self, in_layout: Layout, out_layout: Layout) -> None:
         super().__init__()
         self.in_layout, self.out_layout = in_layout, out_layout
         self._pairs = {o: i for i, o in _paired(in_layout, out_layout)}  # output block: input block
-        self.weights = nn.ParameterList(
-            torch.randn(in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5 for o, i in self._pairs.items()
-        )
+        self.weights = nn.ParameterList(torch.randn(in_layout[i].channels, out_layout[o].channels) for o, i in self._pairs.items())
 
     def forward(self, x: Float[Tensor, "... dim_in"]) -> Float[Tensor, "... dim_out"]:
         parts, weights, out = split_blocks(x, self.in_layout), iter(self.weights), []
         for n, block in enumerate(self.out_layout):
             if n in self._pairs:
                 i = self._pairs[n]
-                out.append((parts[i] @ next(weights)).flatten(-2))
+                out.append((parts[i] @ (next(weights) / self.in_layout[i].channels ** 0.5)).flatten(-2))
             else:
                 out.append(x.new_zeros(*x.shape[:-1], block.dim))
         return out[0] if len(out) == 1 else torch.cat(out, -1)
@@ -51,8 +53,7 @@ class ElementLinear(nn.Module):
         self.in_layout, self.out_layout = in_layout, out_layout
         self._pairs = {o: i for i, o in _paired(in_layout, out_layout)}  # output block: input block
         self.weights = nn.ParameterList(
-            torch.randn(num_elements, in_layout[i].channels, out_layout[o].channels) / in_layout[i].channels ** 0.5
-            for o, i in self._pairs.items()
+            torch.randn(num_elements, in_layout[i].channels, out_layout[o].channels) for o, i in self._pairs.items()
         )
 
     def forward(self, x: Float[Tensor, "atoms dim_in"], species: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms dim_out"]:
@@ -60,7 +61,8 @@ class ElementLinear(nn.Module):
         for n, block in enumerate(self.out_layout):
             if n in self._pairs:
                 i = self._pairs[n]
-                out.append(torch.bmm(parts[i], gather(next(weights), species)).flatten(-2))
+                weight = next(weights) / self.in_layout[i].channels ** 0.5
+                out.append(torch.bmm(parts[i], gather(weight, species)).flatten(-2))
             else:
                 out.append(x.new_zeros(len(x), block.dim))
         return out[0] if len(out) == 1 else torch.cat(out, -1)
@@ -76,11 +78,11 @@ class ScalarMLP(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(torch.randn(a, b) / a**0.5 for a, b in zip(widths, widths[1:], strict=False))
+        self.weights = nn.ParameterList(torch.randn(a, b) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Float[Tensor, "... width_in"]) -> Float[Tensor, "... width_out"]:
         for n, weight in enumerate(self.weights):
-            x = x @ weight
+            x = x @ (weight / len(weight) ** 0.5)
             if n + 1 < len(self.weights):
                 x = nn.functional.silu(x) * self.SILU_GAIN
         return x
