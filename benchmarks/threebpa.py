@@ -4,6 +4,11 @@
     python benchmarks/threebpa.py equimol WORK --product clebsch_gordan --minutes 30
     python benchmarks/threebpa.py mace WORK --python PATH_OF_PEER_PYTHON --minutes 30
     python benchmarks/threebpa.py plot                              # benchmarks/results/threebpa.csv -> threebpa.svg
+    python benchmarks/threebpa.py table                             # the last row of each code, as Markdown
+
+The data are those of Kovacs et al. 2021 (github davkovacs/BOTNet-datasets, dataset_3BPA): train_300K and iso_atoms, and, cut from
+train_mixedT by temperature and without the frames that train_300K also has, derived_test_{300,600,1200}K, each as .xyz.xz. The peer's
+environment: python -m venv PEER && PEER/bin/pip install torch==2.13.0 mace-torch==0.3.16.
 
 Each training is a process of its own with two threads. Errors are those of snapshots on the *derived* test sets (136 / 167 / 166
 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the published ones and are not them.
@@ -13,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -80,16 +87,20 @@ def run_equimol(work: Path, product: str, minutes: float, preset: str, every: fl
     minutes_taken = (time.time() - start) / 60
     if process.returncode:
         raise SystemExit(f"training failed with exit code {process.returncode}")
-    record_equimol(work, run, snapshots, product, minutes_taken)
+    label = f"equimol {product}" if preset == "small" else f"equimol {product} {preset}"
+    record_equimol(work, run, snapshots, label, minutes_taken)
 
 
-def record_equimol(work: Path, run: Path, snapshots: Path, product: str, minutes_taken: float) -> None:
+def record_equimol(work: Path, run: Path, snapshots: Path, label: str, minutes_taken: float) -> None:
+    """Errors of every snapshot and of the model that the run ended with."""
     from equimol.data import read
     from equimol.models import load
     from equimol.training.checkpoint import read_checkpoint
+    from equimol.training.config import load_config
     from equimol.training.evaluate import evaluate
 
-    model = load(run / "model.equimol")
+    model, config = load(run / "model.equimol"), load_config(run / "config.yaml")
+    per_epoch = math.ceil(json.loads((run / "summary.json").read_text())["frames"]["train"] / config.batch)
     tests = {name: read(work / f"{name}.xyz").frames for name in TESTS}
     parameters = sum(p.numel() for p in model.parameters())
     rows = []
@@ -105,8 +116,8 @@ def record_equimol(work: Path, run: Path, snapshots: Path, product: str, minutes
             steps = checkpoint["global_step"]
         for name, frames in tests.items():
             errors = evaluate(model, frames).errors
-            row = {"code": f"equimol {product}", "minutes": path.stem if path else f"{minutes_taken:.2f}"}
-            row |= {"epoch": "" if steps is None else round(steps / 90, 1), "parameters": parameters, "test": name}
+            row = {"code": label, "minutes": path.stem if path else f"{minutes_taken:.2f}"}
+            row |= {"epoch": round((steps or config.steps) / per_epoch, 1), "parameters": parameters, "test": name}
             rows.append(row | {key: errors[key] for key in ("energy_rmse_mev", "forces_rmse_mev_per_angstrom")})
             print(rows[-1], flush=True)
     append(rows)
@@ -117,7 +128,6 @@ def run_mace(work: Path, python: Path, minutes: float) -> None:
     run = work / "mace"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from equimol.data import read
 
     references = {int(f.numbers[0]): float(f.labels["energy"]) for f in read(work / "atoms.xyz").frames}
@@ -143,13 +153,12 @@ def run_mace(work: Path, python: Path, minutes: float) -> None:
 
 
 def append(rows: list[dict]) -> None:
-    path = RESULTS / "threebpa.csv"
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    """Rows with what is needed to understand them later."""
+    import torch
+
+    from equimol.bench import append_rows, describe_surroundings
+
+    append_rows(RESULTS / "threebpa.csv", [row | describe_surroundings(torch.float32) for row in rows])
 
 
 def plot() -> None:
@@ -176,6 +185,21 @@ def plot() -> None:
     figure.savefig(RESULTS / "threebpa.svg")
 
 
+def table() -> None:
+    """Errors of each code at the end of its training, as a Markdown table."""
+    with open(RESULTS / "threebpa.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    print("| | parameters | minutes | energy RMSE, meV (300 / 600 / 1200 K) | force RMSE, meV/Å (300 / 600 / 1200 K) |")
+    print("|---|---|---|---|---|")
+    for code in dict.fromkeys(r["code"] for r in rows):
+        last = {r["test"]: r for r in rows if r["code"] == code}  # later rows replace earlier ones
+        figures = [
+            " / ".join(f"{float(last[test][key]):.1f}" for test in TESTS) for key in ("energy_rmse_mev", "forces_rmse_mev_per_angstrom")
+        ]
+        any_row = last[TESTS[0]]
+        print(f"| {code} | {int(any_row['parameters']):,} | {float(any_row['minutes']):.1f} | {figures[0]} | {figures[1]} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -188,22 +212,25 @@ def main() -> None:
     command.add_argument("--preset", default="small")
     command.add_argument("--minutes", type=float, default=30)
     command.add_argument("--every", type=float, default=3, help="minutes between snapshots")
-    command.add_argument("extra", nargs="*", help="key=value settings of the run")
+    command.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of the run, such as loss.energy=10")
     command = commands.add_parser("mace")
     command.add_argument("work", type=Path)
     command.add_argument("--python", type=Path, required=True)
     command.add_argument("--minutes", type=float, default=30)
     commands.add_parser("plot")
+    commands.add_parser("table")
     args = parser.parse_args()
     match args.command:
         case "prepare":
             prepare(args.data, args.work)
         case "equimol":
-            run_equimol(args.work, args.product, args.minutes, args.preset, args.every, args.extra)
+            run_equimol(args.work, args.product, args.minutes, args.preset, args.every, args.set)
         case "mace":
             run_mace(args.work, args.python, args.minutes)
         case "plot":
             plot()
+        case "table":
+            table()
 
 
 if __name__ == "__main__":

@@ -259,8 +259,8 @@ def _commit() -> str:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return ""
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return ""
     return answer.stdout.strip()
-
-
-BENCHMARKS: dict[str, Callable[..., list[dict]]] = {"tensor-products": tensor_products}

@@ -25,6 +25,12 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         raise OSError(f"cannot write {path} ({error.strerror or error}): {kept}; free space or permissions, then repeat") from error
 
 
+def remove_parts(folder: str | Path) -> None:
+    """Delete what writers that were killed left in a folder. Only where no writer is at work."""
+    for part in Path(folder).glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def write_arrays(path: str | Path, arrays: dict[str, Any]) -> None:
     """An .npz file, whole or not at all."""
     buffer = io.BytesIO()

@@ -36,18 +36,24 @@ class FrameSet(Sequence):
         return self.frames[index]
 
 
-def read(paths: str | PathLike | Sequence[str | PathLike], keys: Mapping[str, str] | None = None, energy: str = "auto") -> FrameSet:
+def read(
+    paths: str | PathLike | Sequence[str | PathLike],
+    keys: Mapping[str, str] | None = None,
+    energy: str = "auto",
+    preferred: Mapping[str, Sequence[str]] | None = None,
+) -> FrameSet:
     """All labelled structures of one or several files. Keys are detected; `keys={"energy": "my_energy"}` names others.
 
+    `preferred` lists keys per property that go before the detected ones in the files that have them: those a model was trained on.
     `energy` is "auto", "energy" or "free_energy"; auto takes energy, but free_energy where the two differ and there are forces,
     because forces are the gradient of the free energy in codes with electronic smearing.
     """
     if energy not in ("auto", "energy", "free_energy"):
-        raise DataError(f"energy must be auto, energy or free_energy, got {energy!r}; name another key in keys={{'energy': ...}}")
+        raise DataError(f"energy must be auto, energy or free_energy, got {energy!r}; name another key with keys.energy=my_energy")
     paths = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
     if not paths:
         raise DataError("no file to read; give at least one path")
-    labelled = [label_records(_all_records(Path(path)), str(path), keys, energy) for path in paths]
+    labelled = [label_records(_all_records(Path(path)), str(path), keys, energy, preferred) for path in paths]
     return FrameSet([frame for frames, _ in labelled for frame in frames], merge_reports([report for _, report in labelled]))
 
 

@@ -90,20 +90,28 @@ def merge_reports(reports: Sequence[LabelReport]) -> LabelReport:
 
 
 def label_records(
-    records: Sequence[Record], file: str, keys: Mapping[str, str] | None = None, energy: str = "auto"
+    records: Sequence[Record],
+    file: str,
+    keys: Mapping[str, str] | None = None,
+    energy: str = "auto",
+    preferred: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[Frame], LabelReport]:
     """Frames of one file: one key per property for all of them, so that no frame takes its label from a fallback."""
-    found = _find_keys(records, file, dict(keys or {}))
+    preferred = preferred or {}
+    found = _find_keys(records, file, dict(keys or {}), preferred)
     used = {name: next(iter(counts)) for name, counts in found.items() if counts}
     notes: list[str] = []
     if "energy" in used:
         asked = "energy" in (keys or {})
-        used["energy"], why = _choose_energy(records, file, found["energy"], energy, asked, forces="forces" in used)
-        notes.append(why)
+        if not asked and used["energy"] in preferred.get("energy", ()):
+            notes.append(f"takes {used['energy']!r} as energy: the model was trained on that key")
+        else:
+            used["energy"], why = _choose_energy(records, file, found["energy"], energy, asked, forces="forces" in used)
+            notes.append(why)
     if not any(name in PROPERTIES for name in used):
         raise DataError(
             f"{file}: no frame carries {', '.join(PROPERTIES)} under a known key; the keys are: {_all_keys(records)}; "
-            "name yours, as in keys={'energy': 'my_energy', 'forces': 'my_forces'}"
+            "name yours, as in keys.energy=my_energy keys.forces=my_forces"
         )
     frames = [_frame(record, used) for record in records]
     counts = {name: sum(name in (frame.labels if name in PROPERTIES else frame.info) for frame in frames) for name in used}
@@ -121,7 +129,9 @@ def label_records(
     return frames, LabelReport((file,), len(frames), chosen, unused, tuple(notes))
 
 
-def _find_keys(records: Sequence[Record], file: str, asked: dict[str, str]) -> dict[str, dict[str, int]]:
+def _find_keys(
+    records: Sequence[Record], file: str, asked: dict[str, str], preferred: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, int]]:
     """Per property: the keys of the file that may be it, best first, and in how many frames each is."""
     for name in asked:
         if name not in KEYS:
@@ -139,6 +149,7 @@ def _find_keys(records: Sequence[Record], file: str, asked: dict[str, str]) -> d
         else:
             rank = {key: place for place, key in enumerate(spellings)}
             order = sorted((key for key in there if key.lower() in rank), key=lambda key: (rank[key.lower()], key != key.lower(), key))
+            order = list(dict.fromkeys([*(key for key in preferred.get(name, ()) if there[key]), *order]))
         found[name] = {key: there[key] for key in order}
     return found
 
@@ -151,7 +162,7 @@ def _choose_energy(records: Sequence[Record], file: str, found: dict[str, int], 
     plain = {key.lower(): key for key in found if key.lower() in ("energy", "free_energy")}
     if energy != "auto":
         if energy not in plain:
-            raise DataError(f"{file}: no frame carries {energy!r}; found {', '.join(found)}; leave energy='auto'")
+            raise DataError(f"{file}: no frame carries {energy!r}; found {', '.join(found)}; leave energy_key=auto")
         return plain[energy], f"trains on {plain[energy]!r} as energy: asked for"
     if best.lower() not in plain:
         return best, f"trains on {best!r} as energy: its name says that it was written for training"
@@ -172,7 +183,7 @@ def _energy_or_free(records: Sequence[Record], energy: str, free: str, found: di
         return energy, f"trains on {energy!r}, not {free!r}: {apart}, and there are no forces to agree with"
     if found[free] < found[energy]:
         return energy, f"trains on {energy!r}: only {found[free]} frames have {free!r}, though {apart} and forces are the gradient of that"
-    return free, f"trains on {free!r}, not {energy!r}: {apart}, and forces are the gradient of free_energy (energy='energy' overrides)"
+    return free, f"trains on {free!r}, not {energy!r}: {apart}, and forces are the gradient of free_energy (energy_key=energy overrides)"
 
 
 def _frame(record: Record, used: Mapping[str, str]) -> Frame:

@@ -25,7 +25,7 @@ def split(
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three shares (train, valid, test) that sum to 1, got {fractions}; for example (0.8, 0.1, 0.1)")
     if how == "auto":
-        how = "blocks" if is_trajectory(frames) else "random"
+        how, _ = choose_split(frames)
     if how == "blocks":
         place = _blocks(frames, fractions)
     elif how == "random":
@@ -39,6 +39,13 @@ def split(
     if fractions[0] > 0 and not parts["train"]:
         raise DataError(f"the split {how} of {len(frames)} frames leaves none to train on; give more frames, or another split")
     return parts
+
+
+def choose_split(frames: Sequence[Frame]) -> tuple[str, str]:
+    """What "auto" stands for with these frames, and why."""
+    if is_trajectory(frames):
+        return "blocks", "most frames hold the same atoms as the frame before, as in a trajectory"
+    return "random", "the atoms change from frame to frame"
 
 
 def is_trajectory(frames: Sequence[Frame]) -> bool:

@@ -15,6 +15,7 @@ from ase.data import chemical_symbols
 from equimol.data.graph import AtomicGraph
 from equimol.data.labels import KEYS
 from equimol.data.properties import INPUTS
+from equimol.models import find_device
 from equimol.models.base import Potential
 from equimol.models.file import as_dtype, load
 from equimol.models.fingerprint import device_of
@@ -164,10 +165,10 @@ def read_inputs(atoms: Atoms) -> dict[str, float]:
 
 def _own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any) -> Potential:
     if isinstance(model_or_path, (str, Path)):
-        model = load(model_or_path, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
+        model = load(model_or_path, device=find_device(device or "auto"), dtype=dtype)
     elif isinstance(model_or_path, Potential):
         wanted = model_or_path.dtype if dtype is None else as_dtype(dtype)
-        model = copy.deepcopy(model_or_path).to(device=device or device_of(model_or_path), dtype=wanted)
+        model = copy.deepcopy(model_or_path).to(device=find_device(device or device_of(model_or_path)), dtype=wanted)
     else:
         raise TypeError(f"the calculator takes a Potential or the path of a model file, got {type(model_or_path).__name__}")
     return model.freeze()

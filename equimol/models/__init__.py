@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
 
 from equimol.models.base import ConservativePotential, Potential
 from equimol.models.composition import Shifted, Sum
@@ -17,7 +20,7 @@ from equimol.models.zbl import ZBL, ZBLConfig
 
 __all__ = [
     "MACE", "MODELS", "ZBL", "ConservativePotential", "LennardJones", "LennardJonesConfig", "MACEConfig", "ModelEntry", "Potential",
-    "Shifted", "Sum", "ZBLConfig", "build", "build_model", "load", "save",
+    "Shifted", "Sum", "ZBLConfig", "build", "build_model", "find_device", "load", "save",
 ]  # fmt: skip
 
 
@@ -82,10 +85,35 @@ def build(description: dict[str, Any]) -> Potential:
     raise ValueError(f"a description needs 'name' and 'config', 'members' or 'inner', got keys {sorted(description)}")
 
 
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of that name, if it is there; auto is cuda where there is one, else cpu."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"the device must be cpu or cuda, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the device cuda was asked for, but PyTorch finds none here; use cpu, or install a CUDA build of PyTorch")
+    return device
+
+
+_KINDS = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text"), bool: (bool, "true or false")}
+
+
+def _check_type(field: str, value: Any, hint: Any) -> None:
+    """Plain numbers and words; the other fields are checked by their configuration."""
+    if hint in _KINDS:
+        kind, words = _KINDS[hint]
+        if not isinstance(value, kind) or (isinstance(value, bool) and hint is not bool):
+            raise ValueError(f"{field} must be {words}, got {value!r}")
+
+
 def _config(cls: type, settings: dict[str, Any]) -> Any:
-    names = [f.name for f in fields(cls)]
-    for key in settings:
+    names, hints = [f.name for f in fields(cls)], get_type_hints(cls)
+    for key, value in settings.items():
         _known(key, names, f"field of {cls.__name__}")
+        _check_type(key, value, hints[key])
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 

@@ -99,12 +99,15 @@ class ConservativePotential(Potential):
         return {}
 
     def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("forces are derivatives, which torch.inference_mode() forbids; use torch.no_grad() or nothing")
         self.check_elements(graph.numbers)
         with torch.enable_grad():
             displacements = graph.displacements().detach().requires_grad_()
             energies, _ = self.atomic_energies(
                 displacements, graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
             )
+            energies = energies.double()
             (slope,) = torch.autograd.grad(
                 energies.sum(), displacements, create_graph=self.training, allow_unused=True, materialize_grads=True
             )

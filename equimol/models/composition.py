@@ -23,10 +23,6 @@ class Sum(ConservativePotential):
         self.elements = tuple(sorted(set.intersection(*(set(m.elements) for m in members))))
         self.inputs = tuple(dict.fromkeys(name for m in members for name in m.inputs))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.members[0].dtype
-
     def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
         return {f"{n}.{key}": value for n, m in enumerate(self.members) for key, value in m.indices(graph).items()}
 
@@ -63,10 +59,6 @@ class Shifted(ConservativePotential):
         self.cutoff, self.hops, self.elements, self.inputs = inner.cutoff, inner.hops, inner.elements, inner.inputs
         # a plain attribute: as a buffer it would follow .float() and lose the totals' digits
         self._table = torch.tensor([self.references.get(z, 0.0) + self.shift for z in range(max(self.references) + 1)], dtype=torch.float64)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.inner.dtype
 
     def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
         return self.inner.indices(graph)

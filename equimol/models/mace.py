@@ -33,8 +33,9 @@ class MACEConfig:
     average_neighbors: float = 16.0  # of the training set: sums over neighbours are divided by it
 
     def __post_init__(self) -> None:
-        if self.product not in EDGE_CONVOLUTIONS:
-            raise ValueError(f"product must be one of {', '.join(EDGE_CONVOLUTIONS)}, got {self.product!r}")
+        products = [name for name in EDGE_CONVOLUTIONS if name in MANY_BODY_PRODUCTS]
+        if self.product not in products:
+            raise ValueError(f"product must be one of {', '.join(products)}, got {self.product!r}")
         for field in ("cutoff", "channels", "correlation", "layers", "radial_basis", "radial_width", "readout_width", "average_neighbors"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")

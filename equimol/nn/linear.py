@@ -50,22 +50,25 @@ class ElementLinear(nn.Module):
 
     def __init__(self, in_layout: Layout, out_layout: Layout, num_elements: int) -> None:
         super().__init__()
-        self.in_layout, self.out_layout = in_layout, out_layout
+        self.in_layout, self.out_layout, self.num_elements = in_layout, out_layout, num_elements
         self._pairs = {o: i for i, o in _paired(in_layout, out_layout)}  # output block: input block
         self.weights = nn.ParameterList(
             torch.randn(num_elements, in_layout[i].channels, out_layout[o].channels) for o, i in self._pairs.items()
         )
 
     def forward(self, x: Float[Tensor, "atoms dim_in"], species: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms dim_out"]:
-        parts, weights, out = split_blocks(x, self.in_layout), iter(self.weights), []
+        order = torch.argsort(species, stable=True)
+        counts = torch.bincount(species, minlength=self.num_elements).tolist()
+        parts, weights, out = split_blocks(gather(x, order), self.in_layout), iter(self.weights), []
         for n, block in enumerate(self.out_layout):
             if n in self._pairs:
                 i = self._pairs[n]
-                weight = next(weights) / self.in_layout[i].channels ** 0.5
-                out.append(torch.bmm(parts[i], gather(weight, species)).flatten(-2))
+                matrices = (next(weights) / self.in_layout[i].channels ** 0.5).unbind(0)
+                products = [part @ matrix for part, matrix in zip(parts[i].split(counts), matrices, strict=True) if len(part)]
+                out.append(torch.cat(products).flatten(-2) if products else x.new_zeros(0, block.dim))
             else:
                 out.append(x.new_zeros(len(x), block.dim))
-        return out[0] if len(out) == 1 else torch.cat(out, -1)
+        return gather(out[0] if len(out) == 1 else torch.cat(out, -1), torch.argsort(order))
 
 
 class ScalarMLP(nn.Module):

@@ -11,9 +11,12 @@ def polynomial_envelope(distance: Float[Tensor, " edges"], cutoff: float, order:
     1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) with x = d/cutoff, p = order: Gasteiger et al. 2020, eq. 8.
     Value, first and second derivative are continuous at the cutoff. Exactly 0 beyond it.
     """
-    p, x = order, distance / cutoff
-    inside = 1 - x**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * x + p * (p + 1) / 2 * x * x)
-    return torch.where(x < 1, inside, 0)
+    x = distance / cutoff
+    series = torch.full_like(x, order * (order + 1) / 2)
+    for k in range(order - 2, -1, -1):  # Horner
+        series = series * x + (k + 1) * (k + 2) / 2
+    # the same polynomial as (1 - x)^3 sum_{k<p} (k+1)(k+2)/2 x^k: no cancellation near the cutoff, where float32 would leave noise
+    return torch.where(x < 1, (1 - x) ** 3 * series, 0)
 
 
 class BesselBasis(nn.Module):

@@ -58,6 +58,8 @@ class TorusGrid(nn.Module):
     def synthesis(self, x: Float[Tensor, "... harmonics channels"]) -> Float[Tensor, "... points channels"]:
         """Values of functions given by coefficients `[..., (l+1)**2, channels]`, with any l up to the largest of lmaxes_in."""
         l, centre = degree_of(x, self.lmax_in), self.lmax_in
+        if not x.numel():  # the FFT refuses an empty batch
+            return torch.matmul(x.new_zeros(self.points, x.shape[-2]), x)
         table = self._series(x)[:, centre - l : centre + l + 1, : l + 1, : x.shape[-2]]
         real, imag = torch.matmul(table.flatten(0, 2), x).unflatten(-2, table.shape[:3]).unbind(-4)
         series = torch.complex(real, imag)  # [..., u, v >= 0, channels]
@@ -70,6 +72,8 @@ class TorusGrid(nn.Module):
     def analysis(self, values: Float[Tensor, "... points channels"]) -> Float[Tensor, "... harmonics channels"]:
         """Coefficients of degrees 0 to lmax_out of functions given by values."""
         check_points(values, self.points)
+        if not values.numel():
+            return torch.matmul(values.new_zeros((self.lmax_out + 1) ** 2, self.points), values)
         samples = values.unflatten(-2, (self.rows, self.columns))
         kept = torch.fft.rfft(samples, dim=-2, norm="forward")[..., : self.lmax_out + 1, :]
         mirrored = kept[..., 1:, :, :].flip(-3) * self._mirror(values)  # rows with b > π

@@ -26,9 +26,8 @@ class Slots:
             raise ValueError(f"receivers must be below the number of atoms ({atoms}), got {int(receivers.max())}")
         self.atoms, self.width = atoms, int(counts.max()) if atoms and len(receivers) else 0
         order = torch.argsort(receivers, stable=True)
-        start = torch.cumsum(counts, 0) - counts
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device) - start[receivers[order]]
+        place = torch.arange(len(receivers), device=receivers.device)
+        rank = torch.empty_like(order).scatter_(0, order, place) - (torch.cumsum(counts, 0) - counts)[receivers]
         self.of_edge = receivers * self.width + rank  # [edges]
 
     def index(self, values: Int[Tensor, " edges"]) -> Int[Tensor, " slots"]:

@@ -20,9 +20,10 @@ from equimol.tensor_products.base import ManyBodyProduct
 class SymmetricContraction(ManyBodyProduct):
     """B = sum over nu of W_nu . U_nu A^nu: all symmetric couplings of 1..correlation copies of A (Batatia et al. 2022, eq. 10).
 
-    The basis U is minimal: each independent equivariant polynomial once, of unit variance for a Gaussian A. It is
-    evaluated as *one* matrix product per element and channel: B_o = sum_i A_i sum_m D_(m,o,i) M_m, where M are the monomials of
-    order below ``correlation`` and D = U W; each monomial of B stands in exactly one place of D.
+    The basis U is minimal: each independent equivariant polynomial once, of unit variance for a Gaussian A. It is evaluated
+    as two matrix products per element and channel: B_o = sum_i A_i sum_m D_(o,i),m M_m, where M are the monomials of order
+    below ``correlation``, D = U W, and each monomial of B stands in exactly one place of D. Parity decides which i can meet
+    which m, so even and odd monomials are two products of half the rows each.
 
     Args:
         in_layout: natural parity, degrees 0..lmax, equal channels.
@@ -33,29 +34,21 @@ class SymmetricContraction(ManyBodyProduct):
 
     def __init__(self, in_layout: Layout, out_degrees: int | Iterable[int], correlation: int, num_elements: int) -> None:
         super().__init__(in_layout, out_degrees, correlation, num_elements)
-        lmax, size = lmax_of(in_layout), (lmax_of(in_layout) + 1) ** 2
-        self._size, self._components = size, sum(2 * l + 1 for l in self.out_degrees)
-        factors = _factor_monomials(size, correlation - 1)
-        self._orders = len(factors)
-        for order, (parent, last) in enumerate(factors):
-            self.register_buffer(f"parent_{order}", parent, persistent=False)
-            self.register_buffer(f"last_{order}", last, persistent=False)
-        self._monomials = 1 + sum(len(last) for _, last in factors)
-        self._basis = nn.ModuleList()
-        rows, component, self._num_paths = [], 0, []
-        for l in self.out_degrees:
-            placed = [
-                _rows_of(symmetric_basis(lmax, nu, l), nu, size, component, self._monomials)
-                for nu in range(1, correlation + 1)
-                if len(symmetric_basis(lmax, nu, l))
-            ]
-            paths = sum(values.shape[1] for _, values in placed)
-            self._basis.append(Table(torch.block_diag(*[values for _, values in placed]).T / math.sqrt(paths)))
-            rows += [row for row, _ in placed]
-            self._num_paths.append(paths)
-            component += 2 * l + 1
+        lmax = lmax_of(in_layout)
+        self._monomials = _Monomials(lmax, correlation - 1)
+        self._shapes = []  # of D for even and for odd monomials: [rows, monomials]
+        for parity in (0, 1):
+            rows = sum((2 * l + 1) * len(self._monomials.components[(parity + l) % 2]) for l in self.out_degrees)
+            self._shapes.append((rows, self._monomials.counts[parity]))
+        self._basis, self._num_paths, places = nn.ModuleList(), [], []
+        for number, l in enumerate(self.out_degrees):
+            bases = [(nu, symmetric_basis(lmax, nu, l)) for nu in range(1, correlation + 1)]
+            placed = [self._places_of(basis, nu, number) for nu, basis in bases if len(basis)]
+            self._num_paths.append(sum(values.shape[1] for _, values in placed))
+            self._basis.append(Table(torch.block_diag(*[values for _, values in placed]).T / math.sqrt(self._num_paths[-1])))
+            places += [place for place, _ in placed]
         self.num_weights = sum(self._num_paths)
-        self.register_buffer("rows", torch.cat(rows), persistent=False)
+        self.register_buffer("_places", torch.cat(places), persistent=False)
         self._frozen: dict[int, Tensor] | None = None  # D by element, once weights no longer change
 
     def freeze(self) -> None:
@@ -72,72 +65,111 @@ class SymmetricContraction(ManyBodyProduct):
         self.check(x, weights, species)
         order = torch.argsort(species, stable=True)
         counts = torch.bincount(species, minlength=self.num_elements).tolist()
-        sorted_x = gather(x, order).view(len(x), self._size, self.channels)
-        parts = []
-        for element, part in enumerate(sorted_x.split(counts)):
-            if len(part):
-                parts.append(self._contract(dense(part.permute(1, 2, 0)), self._coefficients(weights, element)))
-        if not parts:
-            return x.new_zeros(0, self._components * self.channels)
+        present = [element for element, count in enumerate(counts) if count]
+        if not present:
+            return x.new_zeros(0, sum(2 * l + 1 for l in self.out_degrees) * self.channels)
+        by_element = gather(x, order).unflatten(1, (-1, self.channels)).split([counts[element] for element in present])
+        coefficients = self._coefficients(weights, present)
+        parts = [self._contract(dense(part.permute(1, 2, 0)), d) for part, d in zip(by_element, coefficients, strict=True)]
         return gather(torch.cat(parts), torch.argsort(order)).flatten(1)
 
-    def _coefficients(
-        self, weights: Float[Tensor, "elements num_weights channels"], element: int
-    ) -> Float[Tensor, "channels rows monomials"]:
-        """D = U W for one element."""
-        if self._frozen is not None:
-            if element not in self._frozen:
-                self._frozen[element] = self._compute_coefficients(weights[element]).detach()
-            return self._frozen[element]
-        return self._compute_coefficients(weights[element])
+    def _coefficients(self, weights: Tensor, elements: list[int]) -> list[Float[Tensor, "channels places"]]:
+        """D of some elements: even monomials first, both flattened."""
+        missing = elements if self._frozen is None else [element for element in elements if element not in self._frozen]
+        new = []
+        if missing:
+            chosen = gather(weights, torch.tensor(missing, device=weights.device)).transpose(1, 2).flatten(0, 1)  # [elements * channels, paths]
+            parts = chosen.split(self._num_paths, 1)
+            entries = torch.cat([part @ basis(part) for part, basis in zip(parts, self._basis, strict=True)], 1)
+            empty = entries.new_zeros(len(entries), sum(rows * columns for rows, columns in self._shapes))
+            new = list(empty.index_copy(1, self._places, entries).split(self.channels))
+        if self._frozen is None:
+            return new
+        self._frozen |= dict(zip(missing, (d.detach() for d in new), strict=True))
+        return [self._frozen[element] for element in elements]
 
-    def _compute_coefficients(self, weights: Float[Tensor, "num_weights channels"]) -> Float[Tensor, "channels rows monomials"]:
-        parts = weights.T.split(self._num_paths, 1)
-        entries = torch.cat([w @ basis(w) for w, basis in zip(parts, self._basis, strict=True)], 1)  # [channels, rows]
-        dense = weights.new_zeros(self.channels, self._components * self._size * self._monomials).index_copy(1, self.rows, entries)
-        return dense.unflatten(1, (self._components * self._size, self._monomials))
+    def _contract(
+        self, a: Float[Tensor, "size channels atoms"], coefficients: Float[Tensor, "channels places"]
+    ) -> Float[Tensor, "atoms components channels"]:
+        """One element: monomials of A, their products with D, and a last contraction with A."""
+        halves = coefficients.split([rows * columns for rows, columns in self._shapes], 1)
+        last = [dense(gather(a, index).transpose(0, 1)).unsqueeze(1) for index in self._monomials.component_indices()]  # [channels, 1, i, atoms]
+        out = [0] * len(self.out_degrees)
+        for parity, (half, shape, monomials) in enumerate(zip(halves, self._shapes, self._monomials(a), strict=True)):
+            inner = torch.bmm(half.unflatten(1, shape), monomials.transpose(0, 1))  # [channels, rows, atoms]
+            sizes = [last[(parity + l) % 2].shape[2] for l in self.out_degrees]
+            rows = inner.split([(2 * l + 1) * size for l, size in zip(self.out_degrees, sizes, strict=True)], 1)
+            for number, (l, size, part) in enumerate(zip(self.out_degrees, sizes, rows, strict=True)):
+                out[number] = out[number] + (part.unflatten(1, (2 * l + 1, size)) * last[(parity + l) % 2]).sum(2)
+        return dense(torch.cat(out, 1)).permute(2, 1, 0)
 
-    def _contract(self, a: Float[Tensor, "size channels atoms"], d: Tensor) -> Float[Tensor, "atoms components channels"]:
-        """One element: monomials of A by recursion, one matrix product, one contraction with A."""
-        monomials, last = [torch.ones_like(a[:1])], torch.ones_like(a[:1])
-        for order in range(self._orders):
+    def _places_of(self, basis: Float[Tensor, "paths components monomials"], order: int, number: int) -> tuple[Tensor, Tensor]:
+        """Where the polynomials of one order and out degree stand in the flattened D, and their values there: [places], [places, paths].
+
+        The monomial a_i a_j a_k (i <= j <= k) is written (a_i a_j) a_k: the row of component and k, the column of a_i a_j.
+        """
+        tuples = _monomial_tuples((lmax_of(self.in_layout) + 1) ** 2, order)
+        m, column = torch.nonzero((basis != 0).any(0), as_tuple=True)
+        places = []
+        for component, monomial in zip(m.tolist(), column.tolist(), strict=True):
+            *prefix, last = tuples[monomial]
+            parity, place = self._monomials.place[tuple(prefix)]
+            sizes = [len(self._monomials.components[(parity + l) % 2]) for l in self.out_degrees]
+            before = sum((2 * l + 1) * size for l, size in zip(self.out_degrees[:number], sizes, strict=False))
+            row = before + component * sizes[number] + self._monomials.rank[last]
+            places.append(parity * self._shapes[0][0] * self._shapes[0][1] + row * self._shapes[parity][1] + place)
+        return torch.tensor(places, dtype=torch.long), basis[:, m, column].T
+
+
+class _Monomials(nn.Module):
+    """Commutative monomials of orders 0..orders of the components of a feature, even ones and odd ones apart.
+
+    Within a parity they stand by order, then sorted; ``place`` tells where, ``rank`` where a component stands among those of its parity.
+    """
+
+    def __init__(self, lmax: int, orders: int) -> None:
+        super().__init__()
+        size = (lmax + 1) ** 2
+        self.orders = orders
+        self.components = [[i for i in range(size) if math.isqrt(i) % 2 == parity] for parity in (0, 1)]
+        self.rank = {i: rank for members in self.components for rank, i in enumerate(members)}
+        for parity, members in enumerate(self.components):
+            self.register_buffer(f"components_{parity}", torch.tensor(members, dtype=torch.long), persistent=False)
+        self.counts, self.place = [0, 0], {}
+        self._even = []  # how many of each order are even
+        below: dict[tuple[int, ...], int] = {}
+        for order in range(orders + 1):
+            tuples = sorted(_monomial_tuples(size, order), key=lambda t: sum(math.isqrt(i) for i in t) % 2)  # stable: even ones first
+            parities = [sum(math.isqrt(i) for i in t) % 2 for t in tuples]
+            for chosen, parity in zip(tuples, parities, strict=True):
+                self.place[chosen] = (parity, self.counts[parity])
+                self.counts[parity] += 1
+            self._even.append(parities.count(0))
+            if order:
+                self.register_buffer(f"parent_{order}", torch.tensor([below[t[:-1]] for t in tuples]), persistent=False)
+                self.register_buffer(f"last_{order}", torch.tensor([t[-1] for t in tuples]), persistent=False)
+            below = {t: n for n, t in enumerate(tuples)}
+
+    def component_indices(self) -> list[Int[Tensor, " components"]]:
+        """Components of even and of odd degree."""
+        return [self.components_0, self.components_1]
+
+    def forward(self, a: Float[Tensor, "size channels atoms"]) -> list[Float[Tensor, "_ channels atoms"]]:
+        """Even monomials and odd monomials, each order from the one below by one multiplication."""
+        last = torch.ones_like(a[:1])
+        halves: list[list[Tensor]] = [[last], []]
+        for order in range(1, self.orders + 1):
             last = gather(last, getattr(self, f"parent_{order}")) * gather(a, getattr(self, f"last_{order}"))
-            monomials.append(last)
-        m = torch.cat(monomials).transpose(0, 1)  # [channels, monomials, atoms]
-        inner = torch.bmm(d, m).unflatten(1, (self._components, self._size))
-        return dense((inner * dense(a.transpose(0, 1))[:, None]).sum(2)).permute(2, 1, 0)
+            even = self._even[order]
+            for half, part in zip(halves, last.split([even, len(last) - even]), strict=True):
+                half.append(part)
+        return [torch.cat(half) if half else a[:0] for half in halves]
 
 
 @functools.cache
 def _monomial_tuples(size: int, order: int) -> tuple[tuple[int, ...], ...]:
     """Sorted index tuples of the commutative monomials of one order."""
     return tuple(itertools.combinations_with_replacement(range(size), order))
-
-
-def _factor_monomials(size: int, orders: int) -> list[tuple[Tensor, Tensor]]:
-    """For each order 1..orders: which monomial of the order below, and which component, multiply to give each one."""
-    result = []
-    for order in range(1, orders + 1):
-        below = {t: n for n, t in enumerate(_monomial_tuples(size, order - 1))}
-        tuples = _monomial_tuples(size, order)
-        result.append((torch.tensor([below[t[:-1]] for t in tuples]), torch.tensor([t[-1] for t in tuples])))
-    return result
-
-
-def _rows_of(basis: Tensor, order: int, size: int, first_component: int, monomials: int) -> tuple[Tensor, Tensor]:
-    """Where the basis polynomials of one order stand in D, and with which values.
-
-    A monomial a_i a_j a_k (i <= j <= k) is written (a_i a_j) a_k: row (component, k, number of a_i a_j).
-
-    Returns:
-        row numbers [rows] and values [rows, paths].
-    """
-    below = {t: n for n, t in enumerate(_monomial_tuples(size, order - 1))}
-    start = sum(len(_monomial_tuples(size, o)) for o in range(order - 1))
-    tuples = _monomial_tuples(size, order)
-    prefix, last = torch.tensor([start + below[t[:-1]] for t in tuples]), torch.tensor([t[-1] for t in tuples])
-    m, monomial = torch.nonzero((basis != 0).any(0), as_tuple=True)
-    return ((first_component + m) * size + last[monomial]) * monomials + prefix[monomial], basis[:, m, monomial].T
 
 
 @functools.cache

@@ -48,6 +48,8 @@ def fit_to_budget(
     else:
         preset, steps, validations, step_seconds = _by_time(config, data, weights, build, candidates, per_epoch, started)
         pace = f", {1000 * step_seconds:.0f} ms each, to fit {config.time}"
+        if steps < per_epoch:
+            pace += f" (warning: less than one pass over the {len(graphs['train'])} training frames fits; give more time or fewer frames)"
     every = config.validate_every
     if every == "auto":
         every = max(1, steps // max(1, min(MOST_VALIDATIONS, validations)))

@@ -13,12 +13,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from equimol.data.atomic import write_atomically
+from equimol.training.errors import TrainingInterrupted
 
 SECONDS_BETWEEN = 60.0
-
-
-class TrainingInterrupted(RuntimeError):
-    """A run was stopped by a signal. Its state is on the disk."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -80,7 +77,7 @@ class Checkpoints(pl.Callback):
             self._save(trainer)
         if self.received:
             name = signal.Signals(self.received).name
-            raise TrainingInterrupted(f"stopped by {name} after step {step}; continue with the same command and resume=true")
+            raise TrainingInterrupted(f"stopped by {name} after step {step}; continue with: equimol train --resume {self.path.parent}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from equimol.data.atomic import write_arrays, write_atomically
-from equimol.models import MODELS, Potential, build_model, save
+from equimol.data.atomic import remove_parts, write_arrays, write_atomically
+from equimol.models import MODELS, Potential, build_model, find_device, save
 from equimol.training.batches import StepSampler, ordered_loader, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
 from equimol.training.config import TrainConfig, check_keys, dump_config, load_config
@@ -60,8 +60,15 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
     preset = config.preset if config.preset != "auto" else presets[0]
     model = make_model(config, preset, elements or [1])
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(name for name in MODELS if name != config.model)}")
+        raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(_learning_models())}")
     return model
+
+
+def _learning_models() -> Iterator[str]:
+    for name in MODELS:
+        with torch.random.fork_rng(devices=[]):
+            if any(p.requires_grad for p in build_model(name, elements=[1]).parameters()):
+                yield name
 
 
 def make_model(
@@ -89,7 +96,11 @@ def stored_run(folder: Path, config: TrainConfig) -> TrainConfig | None:
     exists = (folder / "config.yaml").exists()
     if not config.resume:
         if exists:
-            raise ValueError(f"{folder} holds another run; continue it with resume=true, or write to another folder with out=...")
+            if (folder / "report.html").exists():
+                raise ValueError(f"{folder} holds another run, which is finished; choose another folder with out=...")
+            raise ValueError(
+                f"{folder} holds another run; continue it with: equimol train --resume {folder}, or choose another folder with out=..."
+            )
         return None
     if not exists:
         if config.resume == "auto":
@@ -102,7 +113,8 @@ def stored_run(folder: Path, config: TrainConfig) -> TrainConfig | None:
             " leave it out, or start another run with out=..."
         )
     here = {"out": config.out, "workers": config.workers, "device": config.device, "checkpoint_every": config.checkpoint_every}
-    return dataclasses.replace(stored, **here)
+    moved = {name: given for name in ("data", "valid", "test") if isinstance(given := getattr(config, name), (str, list))}
+    return dataclasses.replace(stored, **here, **moved)
 
 
 def _changed(given: TrainConfig, stored: TrainConfig) -> Iterator[str]:
@@ -130,7 +142,7 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     statistics = {"references": references, "scale": scale, "shift": shift}
 
     def build(preset: str) -> Potential:
-        return make_model(config, preset, data.elements, references, scale, shift, neighbors).to(_device(config))
+        return make_model(config, preset, data.elements, references, scale, shift, neighbors).to(find_device(config.device))
 
     config, text = fit_to_budget(config, data, weights, build, list(MODELS[config.model].presets), started)
     if any(field.name == "average_neighbors" for field in dataclasses.fields(MODELS[config.model].config)):
@@ -150,7 +162,7 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
         "weights": weights,
         "data_checksum": data.checksum,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device(config)}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {find_device(config.device)}",
     }
     write_atomically(folder / "data.txt", data.summary + "\n")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
@@ -161,6 +173,7 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
 def _continue(config: TrainConfig, data: TrainingData, folder: Path) -> TrainConfig:
     if data.checksum != _summary(folder)["data_checksum"]:
         raise ValueError(f"the data files are not those that {folder} was started with; bring them back, or start another run with out=...")
+    remove_parts(folder)
     return config
 
 
@@ -195,7 +208,7 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
         trainer = pl.Trainer(
             max_epochs=1,  # the whole run is one epoch of `steps` batches: a position in it is one number
             val_check_interval=config.validate_every,
-            accelerator="gpu" if _device(config).type == "cuda" else "cpu",
+            accelerator="gpu" if find_device(config.device).type == "cuda" else "cpu",
             devices=1,
             logger=False,
             enable_checkpointing=False,
@@ -234,7 +247,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _finish(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, model: Potential) -> Path:
     """Choose the weights, save the model, write errors, predictions and the report."""
-    model = model.to(_device(config)).eval()
+    model = model.to(find_device(config.device)).eval()
     chosen = _choose_weights(config, data, weights, folder, model)
     print(chosen)
     evaluations = {}
@@ -285,9 +298,3 @@ def _report(folder: Path) -> None:
 
 def _summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
-
-
-def _device(config: TrainConfig) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but PyTorch finds no CUDA device here; use device=auto or install a CUDA build of PyTorch")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

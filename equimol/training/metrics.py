@@ -38,6 +38,8 @@ class ErrorSums:
                 self._add(f"{name}_per_atom", error / atoms_per_system(graph)[labelled])
             if name == "forces":
                 label = graph.forces[labelled].double()
+                directed = label.any(dim=-1)  # a force of exactly zero has no direction to compare with
+                error, label = error[directed], label[directed]
                 self._add(COSINE, 1 - torch.nn.functional.cosine_similarity(error + label, label, dim=-1))  # never negative
 
     def _add(self, quantity: str, error: Tensor) -> None:

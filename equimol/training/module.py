@@ -54,11 +54,11 @@ class TrainingModule(pl.LightningModule):
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
-        """Average after `step` steps: the plain mean of all weights so far until 1/step < 1 - decay, exponential from then on.
+        """Average after `step` steps, over the last tenth of them at first, over 1/(1 - decay) steps later on.
 
-        So the initial weights never enter, and no correction of a bias is needed. Buffers are constants and stay as they are.
+        The first step replaces the initial weights, so they never enter; a plain mean from there would lag behind a short run.
         """
-        share = max(1.0 - self.settings.ema, 1.0 / step)
+        share = max(1.0 - self.settings.ema, 10.0 / (9.0 + step))
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
 
     def on_validation_start(self) -> None:

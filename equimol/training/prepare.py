@@ -13,7 +13,7 @@ from equimol.data.errors import DataError
 from equimol.data.formats import read
 from equimol.data.frame import Frame
 from equimol.data.graph import AtomicGraph
-from equimol.data.splits import split
+from equimol.data.splits import choose_split, split
 from equimol.data.statistics import average_neighbors, force_rms, is_isolated_atom, reference_energies, residual_energies
 from equimol.training.config import TrainConfig
 
@@ -23,7 +23,7 @@ class TrainingData:
     """Frames and graphs of each split, and what was found in the files."""
 
     frames: dict[str, list[Frame]]  # train, valid, test
-    isolated: list[Frame]  # single atoms: they give reference energies and are not trained on
+    isolated: list[Frame]  # single atoms, of the file `references` where there is one: they give reference energies, no training
     label_keys: dict[str, list[str]]
     summary: str  # the printed text: labels, splits
     checksum: str  # of the files, so that a resumed run notices that they changed
@@ -39,14 +39,19 @@ def read_data(config: TrainConfig) -> TrainingData:
     """Everything that is read from files. The graphs follow when the cutoff is known."""
     found = read(config.data, keys=config.keys or None, energy=config.energy_key)
     isolated = [frame for frame in found.frames if is_isolated_atom(frame)]
-    frames = _split_frames(config, [frame for frame in found.frames if not is_isolated_atom(frame)])
+    frames, notes = _split_frames(config, [frame for frame in found.frames if not is_isolated_atom(frame)])
     if not frames["train"]:
         raise DataError(
             f"{_names(config.data)}: the training set is empty: {len(found.frames)} frames, {len(isolated)} of them isolated atoms,"
             f" {len(frames['valid'])} to validate, {len(frames['test'])} to test; give more data or smaller valid and test"
         )
     sizes = ", ".join(f"{len(of_split)} {name}" for name, of_split in frames.items())
-    summary = f"{found.report}\nframes: {sizes}" + (f"; {len(isolated)} isolated atoms" if isolated else "")
+    sizes += f"; {len(isolated)} isolated atoms" if isolated else ""
+    if isinstance(config.references, str) and config.references != "auto":
+        energy_alone = {name: key for name, key in config.keys.items() if name == "energy"}  # atoms need no forces
+        given = read(config.references, energy_alone or None, config.energy_key)
+        isolated, notes = given.frames, [*notes, f"references: {given.report}"]
+    summary = "\n".join([str(found.report), *notes, f"frames: {sizes}"])
     label_keys = {name: list(keys) for name, keys in found.report.used.items() if keys}
     data = TrainingData(frames, isolated, label_keys, summary, _checksum(config))
     _check_elements(data)
@@ -70,8 +75,7 @@ def find_references(config: TrainConfig, data: TrainingData) -> tuple[dict[int, 
         return {z: energies[z] for z in data.elements}, "given"
     if not any(frame.labels.get("energy") is not None for frame in training):
         return dict.fromkeys(data.elements, 0.0), "none: the training set has no energies"
-    isolated = data.isolated if given == "auto" else read(given).frames
-    energies, method = reference_energies(training, isolated or None)
+    energies, method = reference_energies(training, data.isolated or None)
     return {int(z): float(energies[z]) for z in data.elements}, method
 
 
@@ -91,24 +95,27 @@ def find_average_neighbors(data: TrainingData) -> float:
     return max(1.0, float(average_neighbors(data.graphs["train"])))
 
 
-def _split_frames(config: TrainConfig, frames: list[Frame]) -> dict[str, list[Frame]]:
-    """valid and test are shares of the data, or files of their own."""
-    shares, parts = {}, {}
+def _split_frames(config: TrainConfig, frames: list[Frame]) -> tuple[dict[str, list[Frame]], list[str]]:
+    """valid and test are shares of the data, or files of their own; with what a user should know of it."""
+    shares, parts, notes = {}, {}, []
     for name in ("valid", "test"):
         wanted = getattr(config, name)
         if isinstance(wanted, (str, list)):
-            found = read(wanted, config.keys or None, config.energy_key).frames
-            shares[name], parts[name] = 0.0, [frame for frame in found if not is_isolated_atom(frame)]
+            found = read(wanted, config.keys or None, config.energy_key)
+            shares[name], parts[name] = 0.0, [frame for frame in found.frames if not is_isolated_atom(frame)]
+            notes.append(f"{name}: {found.report}")
         else:
             shares[name] = wanted / len(frames) if wanted >= 1 and frames else wanted
     if sum(shares.values()) >= 1:
-        both = f"valid={config.valid:g} and test={config.test:g}"
-        raise DataError(f"{_names(config.data)}: {both} leave none of {len(frames)} frames to train on; make them smaller")
+        asked = " and ".join(f"{name}={getattr(config, name):g}" for name in shares if name not in parts)
+        raise DataError(f"{_names(config.data)}: {asked} would leave none of {len(frames)} frames to train on; give smaller shares")
     fractions = (1 - shares["valid"] - shares["test"], shares["valid"], shares["test"])
     if frames:
+        if config.split == "auto" and len(parts) < 2:
+            notes.append("split: {}, because {} (split=... decides otherwise)".format(*choose_split(frames)))
         chosen = split(frames, how=config.split, fractions=fractions, seed=config.seed)
         parts = {name: [frames[k] for k in chosen[name]] for name in ("train", "valid", "test") if name not in parts} | parts
-    return {name: parts.get(name, []) for name in ("train", "valid", "test")}
+    return {name: parts.get(name, []) for name in ("train", "valid", "test")}, notes
 
 
 def _check_elements(data: TrainingData) -> None:
@@ -124,8 +131,8 @@ def _check_elements(data: TrainingData) -> None:
 
 
 def data_files(config: TrainConfig) -> list[Path]:
-    """All files that the settings name."""
-    named: list[Any] = [config.data, config.valid, config.test, config.references if config.references != "auto" else None]
+    """All files that a run goes on with; reference energies are numbers in config.yaml once it has begun."""
+    named: list[Any] = [config.data, config.valid, config.test]
     return [Path(path) for item in named for path in (item if isinstance(item, list) else [item]) if isinstance(path, str)]
 
 

@@ -141,3 +141,14 @@ def test_a_frozen_model_gives_the_same_and_survives_a_change_of_dtype(model):
     for _ in range(2):  # the second call uses what the first one kept
         torch.testing.assert_close(frozen(graph(model))["forces"], before["forces"], rtol=0, atol=1e-12)
     torch.testing.assert_close(frozen.float()(graph(model))["forces"], before["forces"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_references_gives_double_energies_too():
+    model = MODELS["mace"].model(MODELS["mace"].config(elements=(1, 6, 8), **MODELS["mace"].presets["tiny"])).eval()
+    assert model.dtype == torch.float32
+    assert {value.dtype for value in model(graph(model)).values()} == {torch.float64}
+
+
+def test_the_dtype_of_a_sum_is_that_of_its_parameters():
+    zbl = ZBL(ZBLConfig(elements=(1, 6, 8)))
+    assert Sum(zbl, build_model("mace", elements=[1, 6, 8], zbl=False)).dtype == torch.float32

@@ -49,21 +49,24 @@ def test_second_order_scalars_are_the_squared_norms():
     torch.testing.assert_close(values.abs(), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_evaluation_equals_the_sum_over_monomials():
+@pytest.mark.parametrize("lmax", [0, 1, 2])
+@pytest.mark.parametrize("correlation", [1, 2, 3])
+@pytest.mark.parametrize("degrees", [[0], [0, 1], [1], [2], [0, 2]])
+def test_evaluation_equals_the_sum_over_monomials(lmax, correlation, degrees):
+    if max(degrees) > correlation * lmax:
+        pytest.skip("no such degree among so many copies")
     torch.manual_seed(0)
-    product = SymmetricContraction(natural_layout(2, 3), [0, 1], 3, 2).double()
-    x, w, species = (
-        torch.randn(5, 27, dtype=torch.float64),
-        torch.randn(2, product.num_weights, 3, dtype=torch.float64),
-        torch.tensor([0, 1, 1, 0, 1]),
-    )
+    size = (lmax + 1) ** 2
+    product = SymmetricContraction(natural_layout(lmax, 3), degrees, correlation, 2).double()
+    x, w = torch.randn(5, 3 * size, dtype=torch.float64), torch.randn(2, product.num_weights, 3, dtype=torch.float64)
+    species = torch.tensor([0, 1, 1, 0, 1])
     expected, first = [], 0
-    for l in (0, 1):
-        bases = [symmetric_basis(2, nu, l) for nu in (1, 2, 3)]
-        paths, total = sum(map(len, bases)), 0.0
+    for l in degrees:
+        bases = [symmetric_basis(lmax, nu, l) for nu in range(1, correlation + 1)]
+        paths, total = sum(map(len, bases)), torch.zeros(5, 2 * l + 1, 3, dtype=torch.float64)
         for nu, basis in enumerate(bases, 1):
-            tuples = torch.tensor(list(itertools.combinations_with_replacement(range(9), nu)))
-            monomials = x.view(5, 9, 3)[:, tuples].prod(2)  # [atoms, monomials, channels]
+            tuples = torch.tensor(list(itertools.combinations_with_replacement(range(size), nu)))
+            monomials = x.view(5, size, 3)[:, tuples].prod(2)  # [atoms, monomials, channels]
             weights = w[:, first : first + len(basis)][species]
             first += len(basis)
             total = total + torch.einsum("apc,pkm,amc->akc", weights, basis, monomials)
