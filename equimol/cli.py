@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from equimol.training.errors import TrainingInterrupted
+
 FAILURE = 2
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after an interruption."""
     parser = make_parser()
     options, rest = parser.parse_known_args(argv)
     if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
-        options.parser.error(f"unknown argument {next((word for word in rest if word.startswith('-')), rest[0])}")
+        options.parser.error(_unknown_argument(options.command, rest, sys.argv[1:] if argv is None else argv))
     if options.command == "train":
         options.words += rest  # argparse gives up on a list of words that goes on after an option
     try:
@@ -32,11 +34,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("equimol: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except TrainingInterrupted as error:
+        print(f"equimol {options.command}: {error}", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if os.environ.get("EQUIMOL_TRACEBACK") == "1":
             raise
         print(f"equimol {options.command}: error: {_one_line(error)}", file=sys.stderr)
         return FAILURE
+
+
+def _unknown_argument(command: str, rest: Sequence[str], arguments: Sequence[str]) -> str:
+    """What is wrong, and the remedy where a setting of the training was written as an option."""
+    word = next((word for word in rest if word.startswith("-")), rest[0])
+    name, _, value = word.lstrip("-").partition("=")
+    if command == "train":
+        from equimol.training.config import settings
+
+        if name.replace("-", "_").partition(".")[0] in {setting for setting, _, _ in settings()}:
+            value = value or next(iter(arguments[list(arguments).index(word) + 1 :]), "...")
+            return f"unknown argument {word}: write {name.replace('-', '_')}={value}"
+    return f"unknown argument {word}"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,6 +80,8 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    if not options.minutes > 0:
+        raise ValueError(f"minutes must be positive, got {options.minutes:g}")
     from equimol.demo import run
 
     run(options.out, minutes=options.minutes, md_steps=options.md_steps)
@@ -120,29 +140,49 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("predictions.extxyz"), help="labels and predictions, .extxyz, .xyz or .npz (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=8, help="structures at a time (default: %(default)s)")
-    _add_device(parser)
+    known = "labels by their keys in the files, such as energy=my_energy (default: those that the model was trained on, else detected)"
+    parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help=known)
+    _add_device(parser, "cpu")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".extxyz", ".xyz", ".npz"):
         raise ValueError(f"predictions go into .extxyz, .xyz or .npz, got {options.out.name!r}; choose such a name with --out")
+    keys = _parse_keys(options.keys)
     from equimol.data.atomic import write_arrays, write_atomically
     from equimol.data.formats import read
+    from equimol.data.statistics import is_isolated_atom
     from equimol.interfaces.extxyz import format_predictions
-    from equimol.models.file import load
+    from equimol.models import find_device
+    from equimol.models.file import load, read_metadata
     from equimol.training.evaluate import evaluate
     from equimol.training.metrics import error_table
 
-    model = load(options.model, device=options.device, dtype=options.dtype)
-    frames = read(options.data)
-    print(frames.report)
-    result = evaluate(model, frames.frames, options.batch)
+    model = load(options.model, device=find_device(options.device or "cpu"), dtype=options.dtype)
+    trained_on = read_metadata(options.model).get("label_keys") or {}
+    found = read(options.data, keys, preferred={name: [key] if isinstance(key, str) else key for name, key in trained_on.items()})
+    print(found.report)
+    frames = [frame for frame in found.frames if not is_isolated_atom(frame)]
+    if len(frames) < len(found.frames):
+        print(f"{len(found.frames) - len(frames)} isolated atoms left out")
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # before the work
+    result = evaluate(model, frames, options.batch)
     print(error_table({", ".join(Path(name).name for name in options.data): result.errors}))
     if options.out.suffix == ".npz":
         write_arrays(options.out, result.predictions)
     else:
-        write_atomically(options.out, format_predictions(frames.frames, result.predictions))
+        write_atomically(options.out, format_predictions(frames, result.predictions))
     print(f"predictions in {options.out}")
+
+
+def _parse_keys(words: Sequence[str]) -> dict[str, str]:
+    keys = {}
+    for word in words:
+        name, _, key = word.partition("=")
+        if not name or not key:
+            raise ValueError(f"--keys are written name=key, such as energy=my_energy, got {word!r}")
+        keys[name] = key
+    return keys
 
 
 # --- md --------------------------------------------------------------------------------------------------------------------------
@@ -161,7 +201,7 @@ def _md_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trajectory", type=Path, default=Path("md.extxyz"), help=".extxyz, .xyz or .traj (default: %(default)s)")
     parser.add_argument("--interval", type=int, default=10, help="steps between frames (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of velocities and thermostat (default: %(default)s)")
-    _add_device(parser)
+    _add_device(parser, "cuda where there is one, else cpu")
 
 
 def _md(options: argparse.Namespace) -> None:
@@ -198,8 +238,9 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from equimol.bench import print_table, tensor_products
+    from equimol.models import find_device
 
-    size = {"channels": options.channels, "batch": options.batch, "device": options.device}
+    size = {"channels": options.channels, "batch": options.batch, "device": str(find_device(options.device))}
     print_table(tensor_products(options.lmax, **size, quick=options.quick, csv=options.out))
 
 
@@ -208,13 +249,15 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model file; without it, what is installed here")
-    _add_device(parser)
+    _add_device(parser, "cpu")
 
 
 def _info(options: argparse.Namespace) -> None:
     from equimol.info import describe_machine, describe_model
+    from equimol.models import find_device
 
-    print(describe_model(options.model, options.device, options.dtype) if options.model else describe_machine())
+    device = str(find_device(options.device or "cpu"))
+    print(describe_model(options.model, device, options.dtype) if options.model else describe_machine())
 
 
 # --- what they share -------------------------------------------------------------------------------------------------------------
@@ -241,12 +284,14 @@ COMMANDS = {
         _evaluate_arguments,
         _evaluate,
         "Errors of a model on labelled structures, and its predictions.",
-        "  equimol evaluate runs/first/model.equimol test.xyz\n  equimol evaluate model.equimol test.xyz --out test.npz --batch 32",
+        "  equimol evaluate runs/first/model.equimol test.xyz\n"
+        "  equimol evaluate model.equimol test.xyz --out test.npz --batch 32\n"
+        "  equimol evaluate model.equimol test.xyz --keys energy=my_energy forces=my_forces",
     ),
     "md": (
         _md_arguments,
         _md,
-        "Molecular dynamics of one structure; prints drift and ms per step, writes a trajectory.",
+        "Molecular dynamics of one structure; prints ms per step, and the drift at constant energy; writes a trajectory.",
         "  equimol md runs/first/model.equimol start.xyz --temperature 300 --steps 1000\n"
         "  equimol md model.equimol start.cif --thermostat nve --timestep 0.5 --trajectory nve.traj",
     ),
@@ -279,8 +324,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu or cuda (default: md takes cuda where there is one, else cpu)")
+def _add_device(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--device", help=f"cpu or cuda (default: {default})")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="(default: that of the file)")
 
 

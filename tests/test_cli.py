@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from equimol.cli import COMMANDS, main
 from equimol.models import build_model, save
+from equimol.training.errors import TrainingInterrupted
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_md_writes_a_trajectory_and_prints_speed(model_path, data_path, elsewher
     assert main(["md", model_path, data_path, "--temperature", "50", "--steps", "4", "--interval", "2", "--timestep", "0.1"]) == 0
     assert len(ase.io.read(elsewhere / "md.extxyz", ":")) == 3
     text = capsys.readouterr().out
-    assert "Langevin" in text and "ms per step" in text
+    assert "Langevin" in text and "ms per step" in text and "--thermostat nve measures it" in text
 
 
 def test_md_at_constant_energy_prints_the_drift(model_path, data_path, elsewhere, capsys):
@@ -143,6 +144,40 @@ def test_evaluate_writes_arrays_too(model_path, data_path, elsewhere):
     assert main(["evaluate", model_path, data_path, "--out", "p.npz", "--batch", "2"]) == 0
     with np.load(elsewhere / "p.npz") as arrays:
         assert arrays["forces_pred"].shape == (9, 3)
+
+
+def test_evaluate_leaves_isolated_atoms_out_and_makes_the_folder(model_path, data_path, elsewhere, capsys):
+    atom = molecule("O")
+    atom.calc = SinglePointCalculator(atom, energy=-2000.0, forces=np.zeros((1, 3)))
+    ase.io.write("atom.xyz", atom, format="extxyz")
+    assert main(["evaluate", model_path, "atom.xyz", data_path, "--out", "new/folder/p.npz"]) == 0
+    assert "1 isolated atoms left out" in capsys.readouterr().out
+    with np.load(elsewhere / "new" / "folder" / "p.npz") as arrays:
+        assert arrays["natoms"].tolist() == [3, 3, 3]
+
+
+def test_evaluate_takes_the_keys_of_the_model_or_those_named(data_path, elsewhere, capsys):
+    frames = ase.io.read(data_path, ":")
+    for frame in frames:
+        frame.info |= {"mine": -1.0, "other": -2.0, "REF_energy": -3.0}
+        frame.calc = None
+    ase.io.write("keys.xyz", frames, format="extxyz")
+    model = build_model("mace", preset="tiny", elements=[1, 8])
+    save(model, "keys.equimol", {"label_keys": {"energy": ["mine"], "forces": ["absent"]}})
+    for words, energy in (([], -1.0), (["--keys", "energy=other"], -2.0)):
+        assert main(["evaluate", "keys.equimol", "keys.xyz", "--out", "p.npz", *words]) == 0
+        with np.load("p.npz") as arrays:
+            assert arrays["energy_true"].tolist() == [energy] * 3
+    assert "'mine' as energy: the model was trained on that key" in capsys.readouterr().out
+    assert "--keys are written name=key" in error_of(capsys, "evaluate", "keys.equimol", "keys.xyz", "--keys", "energy")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", ["evaluate", "md", "info"])
+def test_a_device_that_is_not_there_is_named(command, model_path, data_path, capsys):
+    files = [model_path] if command == "info" else [model_path, data_path]
+    assert "cuda was asked for, but PyTorch finds none here" in error_of(capsys, command, *files, "--device", "cuda")
+    assert "must be cpu or cuda, got 'gpu'" in error_of(capsys, command, *files, "--device", "gpu")
 
 
 def test_evaluate_refuses_other_suffixes_at_once(data_path, capsys):
@@ -200,6 +235,17 @@ def test_resume_takes_the_settings_of_the_run(elsewhere, monkeypatch, capsys):
     assert "holds no run to resume" in error_of(capsys, "train", "--resume", str(elsewhere))
 
 
+def test_a_setting_written_as_an_option_is_answered_with_the_way_to_write_it(capsys):
+    for words, remedy in (
+        (["--preset", "small"], "write preset=small"),
+        (["--learning-rate=0.1"], "write learning_rate=0.1"),
+        (["--loss.forces", "9"], "write loss.forces=9"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", "data.xyz", *words])
+        assert remedy in capsys.readouterr().err
+
+
 def test_wrong_settings_are_one_line_with_a_suggestion(capsys):
     assert "did you mean 'learning_rate'?" in error_of(capsys, "train", "data.xyz", "lerning_rate=0.1")
     assert "no-such-file.xyz" in error_of(capsys, "train", "no-such-file.xyz", "time=10s")
@@ -234,6 +280,16 @@ def test_an_interrupted_command_ends_with_130(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "equimol.demo", failing(KeyboardInterrupt()))
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "equimol: interrupted\n"
+
+
+def test_an_interrupted_training_is_no_error(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "equimol.demo", failing(TrainingInterrupted("stopped; continue with: equimol train --resume x")))
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "equimol demo: stopped; continue with: equimol train --resume x\n"
+
+
+def test_a_demo_takes_some_time(capsys):
+    assert "minutes must be positive" in error_of(capsys, "demo", "--minutes", "0")
 
 
 def test_an_unforeseen_error_names_its_kind(monkeypatch, capsys):

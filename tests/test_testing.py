@@ -18,7 +18,7 @@ class PairPotential(ConfiguredPotential):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config, self.cutoff, self.elements = LennardJonesConfig(cutoff=4.0), 4.0, (6, 8)
+        self.config, self.cutoff, self.elements = LennardJonesConfig(cutoff=3.9), 3.9, (6, 8)
 
     def pair_energy(self, displacements, distance, numbers, senders, receivers):
         return torch.exp(-distance) * polynomial_envelope(distance, self.cutoff)
@@ -40,7 +40,9 @@ class HandednessDependent(PairPotential):
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         weight = (polynomial_envelope(displacements.norm(dim=-1), self.cutoff) * (1 + 0.3 * numbers[senders]))[:, None]
-        sums = [scatter_sum(weight * displacements * displacements.norm(dim=-1, keepdim=True) ** p, receivers, len(numbers)) for p in (0, 1, 2)]
+        sums = [
+            scatter_sum(weight * displacements * displacements.norm(dim=-1, keepdim=True) ** p, receivers, len(numbers)) for p in (0, 1, 2)
+        ]
         energies = (torch.linalg.cross(sums[0], sums[1]) * sums[2]).sum(-1)
         return energies, energies[:, None]
 

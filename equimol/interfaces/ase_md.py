@@ -5,6 +5,7 @@ A run that goes wrong stops with the reason; the last good frame is the last one
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -17,6 +18,8 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from equimol.data.frame import Frame
+from equimol.data.statistics import is_isolated_atom
 from equimol.interfaces.ase import EquiMolCalculator, read_inputs
 from equimol.models.base import Potential
 
@@ -49,7 +52,8 @@ class MDResult:
         return float(self.temperatures.mean())
 
     def __str__(self) -> str:
-        drift = "" if self.drift is None else f", energy drift {self.drift:.1e} eV/atom/ps"
+        none = "no drift with a thermostat, it exchanges energy; --thermostat nve measures it"
+        drift = f" ({none})" if self.drift is None else f", energy drift {self.drift:.1e} eV/atom/ps"
         where = "" if self.trajectory is None else f"; trajectory in {self.trajectory}"
         return f"{self.steps} steps, {self.ms_per_step:.2f} ms per step, mean temperature {self.mean_temperature:.0f} K{drift}{where}"
 
@@ -98,12 +102,24 @@ def run_md(
     return result
 
 
-def read_structure(path: str | Path, frame: int = 0) -> Atoms:
-    """One structure of a file, with what ASE keeps of it: momenta, masses and constraints too."""
-    import ase.io
+def read_structure(path: str | Path, frame: int = 0, log: Callable[[str], Any] = print) -> Atoms:
+    """One structure of a file, with what ASE keeps of it: momenta, masses and constraints too.
 
+    Data sets often begin with isolated atoms, which are hardly meant: where the first frame is one and others follow, `log` is told.
+    """
     if not Path(path).is_file():
         raise ValueError(f"there is no structure file {path}; check the path")
+    atoms = _read_frame(path, frame)
+    if frame == 0 and is_isolated_atom(Frame(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, info=atoms.info)):
+        with contextlib.suppress(ValueError):
+            _read_frame(path, 1)
+            log(f"note: frame 0 of {path} is an isolated atom, and the file holds more; choose another one with --frame")
+    return atoms
+
+
+def _read_frame(path: str | Path, frame: int) -> Atoms:
+    import ase.io
+
     try:
         return ase.io.read(path, index=frame, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration) as error:
@@ -186,18 +202,23 @@ class _Run:
             self.writer.write(frame)
 
     def _stopped(self, step: int, reason: str) -> MDError:
+        if self.good is None:
+            return MDError(f"molecular dynamics did not start: {reason.rstrip('.')}")
         self._write_good()
         kept = f", kept as the last frame of {self.writer.path}" if self.writer.path else ""
-        where = f"the last good step is {self.good.step}{kept}" if self.good else "nothing was run"
+        where = f"the last good step is {self.good.step}{kept}"
         advice = "try a shorter time step, a relaxed start, or a model trained on such structures"
         return MDError(f"molecular dynamics stopped at step {step}: {reason.rstrip('.')}; {where}; {advice}")
 
 
 class TrajectoryWriter:
-    """Frames to an .extxyz, .xyz or .traj file, each whole and handed to the disk before the next step; nowhere if the path is None."""
+    """Frames to an .extxyz, .xyz or .traj file, each whole and handed to the disk before the next step; nowhere if the path is None.
+
+    An older file of that name is renamed when the first frame comes, not before: a run that cannot start leaves it alone.
+    """
 
     def __init__(self, path: str | Path | None, log: Callable[[str], Any] = print):
-        self.path = None if path is None else Path(path)
+        self.path, self._log = None if path is None else Path(path), log
         self._file: Any = None
         self._written: int | None = None
         if self.path is None:
@@ -205,16 +226,16 @@ class TrajectoryWriter:
         if self.path.suffix not in SUFFIXES:
             raise ValueError(f"a trajectory ends in {', '.join(SUFFIXES)}, got {self.path.name!r}; choose such a name")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            older = _free_name(self.path)
-            self.path.rename(older)
-            log(f"the older {self.path} is now {older}")
 
     def write(self, frame: Atoms) -> None:
         """Add a frame, unless its step is the one that was written last."""
         if self.path is None or frame.info["step"] == self._written:
             return
         try:
+            if self._file is None and self.path.exists():
+                older = _free_name(self.path)
+                self.path.rename(older)
+                self._log(f"the older {self.path} is now {older}")
             if self.path.suffix == ".traj":
                 self._add_binary(frame)
             else:

@@ -30,7 +30,7 @@ class MACEConfig:
     radial_basis: int = 8
     radial_width: int = 64
     readout_width: int = 16
-    average_neighbors: float = 16.0  # of the training set: sums over neighbours are divided by it
+    average_neighbors: float = 16.0  # of the training set: sums over neighbours are divided by its square root
 
     def __post_init__(self) -> None:
         products = [name for name in EDGE_CONVOLUTIONS if name in MANY_BODY_PRODUCTS]
@@ -116,7 +116,8 @@ class Layer(nn.Module):
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
         weights = self.radial_weights(radial).unflatten(-1, (self.convolution.num_weights, -1))
-        # A_i = sum_j R(r_ij) Y(r_ij) (x) h_j / <neighbours>: Batatia 2022, eq. 8-9
-        sums = self.convolution(self.linear_up(features), harmonics, senders, receivers, weights) / self.average_neighbors
+        # A_i = sum_j R(r_ij) Y(r_ij) (x) h_j, Batatia 2022, eq. 8-9; divided by sqrt(<neighbours>), not by <neighbours> as there:
+        # messages differ, so this is what keeps the variance, and on 3BPA it learns faster
+        sums = self.convolution(self.linear_up(features), harmonics, senders, receivers, weights) / self.average_neighbors**0.5
         products = self.product(self.linear_sums(sums), self.product_weights, species)  # B_i, eq. 10
         return self.linear_out(products) + self.residual(features, species)  # h_i', eq. 11-12

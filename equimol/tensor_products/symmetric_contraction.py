@@ -45,7 +45,8 @@ class SymmetricContraction(ManyBodyProduct):
             bases = [(nu, symmetric_basis(lmax, nu, l)) for nu in range(1, correlation + 1)]
             placed = [self._places_of(basis, nu, number) for nu, basis in bases if len(basis)]
             self._num_paths.append(sum(values.shape[1] for _, values in placed))
-            self._basis.append(Table(torch.block_diag(*[values for _, values in placed]).T / math.sqrt(self._num_paths[-1])))
+            # each order gives unit variance by itself: divided by all paths together, the few low orders, which matter most, would fade
+            self._basis.append(Table(torch.block_diag(*[values / math.sqrt(values.shape[1]) for _, values in placed]).T))
             places += [place for place, _ in placed]
         self.num_weights = sum(self._num_paths)
         self.register_buffer("_places", torch.cat(places), persistent=False)
@@ -78,7 +79,9 @@ class SymmetricContraction(ManyBodyProduct):
         missing = elements if self._frozen is None else [element for element in elements if element not in self._frozen]
         new = []
         if missing:
-            chosen = gather(weights, torch.tensor(missing, device=weights.device)).transpose(1, 2).flatten(0, 1)  # [elements * channels, paths]
+            chosen = (
+                gather(weights, torch.tensor(missing, device=weights.device)).transpose(1, 2).flatten(0, 1)
+            )  # [elements * channels, paths]
             parts = chosen.split(self._num_paths, 1)
             entries = torch.cat([part @ basis(part) for part, basis in zip(parts, self._basis, strict=True)], 1)
             empty = entries.new_zeros(len(entries), sum(rows * columns for rows, columns in self._shapes))
@@ -93,7 +96,9 @@ class SymmetricContraction(ManyBodyProduct):
     ) -> Float[Tensor, "atoms components channels"]:
         """One element: monomials of A, their products with D, and a last contraction with A."""
         halves = coefficients.split([rows * columns for rows, columns in self._shapes], 1)
-        last = [dense(gather(a, index).transpose(0, 1)).unsqueeze(1) for index in self._monomials.component_indices()]  # [channels, 1, i, atoms]
+        last = [
+            dense(gather(a, index).transpose(0, 1)).unsqueeze(1) for index in self._monomials.component_indices()
+        ]  # [channels, 1, i, atoms]
         out = [0] * len(self.out_degrees)
         for parity, (half, shape, monomials) in enumerate(zip(halves, self._shapes, self._monomials(a), strict=True)):
             inner = torch.bmm(half.unflatten(1, shape), monomials.transpose(0, 1))  # [channels, rows, atoms]

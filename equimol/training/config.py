@@ -5,7 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,7 +51,7 @@ class TrainConfig:
     learning_rate: Annotated[float, "largest one; warms up linearly, then falls to zero along a cosine"] = 0.01
     warmup: Annotated[int, "steps; at most a tenth of the run"] = 100
     weight_decay: Annotated[float, "on matrices only"] = 1e-6
-    clip: Annotated[float, "largest gradient norm"] = 10.0
+    clip: Annotated[float, "largest gradient norm; nearly always reached: steep beginnings would shrink every later AMSGrad step"] = 0.1
     ema: Annotated[float, "decay of the average of weights that is validated and saved; 0: none"] = 0.99
     seed: Annotated[int, "of split, weights and data order"] = 0
     # the machinery
@@ -102,10 +102,14 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     if path is not None:
         try:
             values = yaml.safe_load(Path(path).read_text()) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold lines of `key: value`, got {type(values).__name__}")
+        try:
+            config_from(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     for text in overrides:
         _apply_override(values, text)
     return config_from(values)
@@ -113,11 +117,23 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
     """A TrainConfig from plain values; the weights of the loss are laid over the default ones."""
-    check_keys("TrainConfig", values, [name for name, _, _ in settings()])
+    known = [name for name, _, _ in settings()]
+    for name in values:
+        if name not in known and name in _model_fields(values.get("model", TrainConfig.model)):
+            raise ValueError(f"TrainConfig has no field {name!r}; the model has: write settings.{name}={values[name]}")
+    check_keys("TrainConfig", values, known)
     values = dict(values)
     if isinstance(values.get("loss"), dict):
         values["loss"] = TrainConfig().loss | values["loss"]
     return TrainConfig(**_converted(values))
+
+
+def _model_fields(model: Any) -> list[str]:
+    """Names of the fields of the model's own configuration; none for an unknown model."""
+    from equimol.models import MODELS  # here: only an error needs the models
+
+    entry = MODELS.get(str(model))
+    return [field.name for field in fields(entry.config)] if entry else []
 
 
 def settings() -> Iterator[tuple[str, Any, str]]:

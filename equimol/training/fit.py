@@ -64,11 +64,9 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
     return model
 
 
-def _learning_models() -> Iterator[str]:
-    for name in MODELS:
-        with torch.random.fork_rng(devices=[]):
-            if any(p.requires_grad for p in build_model(name, elements=[1]).parameters()):
-                yield name
+def _learning_models() -> list[str]:
+    with torch.random.fork_rng(devices=[]):
+        return [name for name in MODELS if any(p.requires_grad for p in build_model(name, elements=[1]).parameters())]
 
 
 def make_model(

@@ -29,6 +29,7 @@ class RunLog(pl.Callback):
         self.total, self.every, self.steps_per_epoch, self.validates = total, every, steps_per_epoch, validates
         self.seconds_before, self.started = setup_seconds, time.monotonic()
         self.best_error, self.best_step = math.inf, 0
+        self.first_step = 0  # of this process: a resumed run starts later
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.rows: list[dict[str, Any]] = []
@@ -52,7 +53,7 @@ class RunLog(pl.Callback):
         self.sums = dict(state["sums"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.monotonic()
+        self.started, self.first_step = time.monotonic(), trainer.global_step
         self.sums = {name: value.to(pl_module.device) for name, value in self.sums.items()}
         self.rows = [row for row in read_rows(self.path) if float(row["step"]) <= trainer.global_step]
 
@@ -80,12 +81,14 @@ class RunLog(pl.Callback):
         self.rows.append(row)
         self.sums, self.count = {}, 0
         write_rows(self.path, self.rows)
-        tqdm.write(_line(row, self.total))
+        pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
+        tqdm.write(_line(row, self.total, pace * (self.total - step)))
 
 
-def _line(row: dict[str, Any], total: int) -> str:
-    """One row for the eye: minutes, mean loss, and the root mean squares of validation."""
-    parts = [f"step {row['step']}/{total}", f"epoch {row['epoch']:.1f}", f"{row['seconds'] / 60:.1f} min", f"loss {row['loss']:.4g}"]
+def _line(row: dict[str, Any], total: int, left: float) -> str:
+    """One row for the eye: minutes, minutes left, mean loss, and the root mean squares of validation."""
+    minutes = f"{row['seconds'] / 60:.1f} min" + (f", {math.ceil(left / 60)} min left" if left > 0 else "")
+    parts = [f"step {row['step']}/{total}", f"epoch {row['epoch']:.1f}", minutes, f"loss {row['loss']:.4g}"]
     figures = {key.removeprefix("valid_"): value for key, value in row.items() if key.startswith("valid_")}
     parts += [f"{title} {value:.1f} {unit}" for title, unit, value in shown_errors(figures)]
     return "   ".join(parts)

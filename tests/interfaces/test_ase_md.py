@@ -48,6 +48,7 @@ def test_energy_is_conserved_better_with_a_shorter_step(run):
 def test_langevin_reaches_the_temperature(run):
     result = run(steps=600, temperature=30.0, friction=0.02)
     assert result.drift is None
+    assert "no drift with a thermostat, it exchanges energy; --thermostat nve measures it" in str(result)
     assert result.temperatures[300:].mean() == pytest.approx(30.0, rel=0.15)
 
 
@@ -114,6 +115,15 @@ def test_an_older_trajectory_is_kept(run, tmp_path):
     for _ in range(3):
         run(trajectory=path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["md.1.extxyz", "md.2.extxyz", "md.extxyz"]
+
+
+def test_a_run_that_cannot_start_says_why_and_leaves_the_older_trajectory(run, argon, tmp_path):
+    path = tmp_path / "md.extxyz"
+    path.write_text("precious")
+    argon.numbers[0] = 79
+    with pytest.raises(MDError, match="did not start: the model does not know Au; .*with Au$"):
+        run(atoms=argon, trajectory=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["md.extxyz"] and path.read_text() == "precious"
 
 
 def test_constraints_hold(run, argon):
@@ -208,6 +218,17 @@ def test_a_structure_is_read_with_its_velocities_and_charge(tmp_path):
     np.testing.assert_allclose(atoms.get_momenta(), water.get_momenta(), atol=1e-7)
     with pytest.raises(ValueError, match="has no frame 2"):
         read_structure(tmp_path / "start.extxyz", 2)
+
+
+def test_an_isolated_atom_at_the_head_of_a_data_set_is_noted(tmp_path):
+    ase.io.write(tmp_path / "data.extxyz", [Atoms("O"), molecule("H2O")])
+    ase.io.write(tmp_path / "atom.extxyz", Atoms("O"))
+    lines = []
+    assert len(read_structure(tmp_path / "data.extxyz", log=lines.append)) == 1
+    assert len(lines) == 1 and "--frame" in lines[0]
+    read_structure(tmp_path / "data.extxyz", 1, log=lines.append)
+    read_structure(tmp_path / "atom.extxyz", log=lines.append)
+    assert len(lines) == 1
 
 
 def test_a_file_that_is_no_structure_is_named(tmp_path):

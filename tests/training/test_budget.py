@@ -49,6 +49,14 @@ def test_steps_fill_the_time_and_leave_room_for_validation(data: TrainingData, t
     assert config.steps % config.validate_every == 0
 
 
+def test_less_than_one_pass_over_the_data_is_a_warning(data: TrainingData, timings):
+    build = lambda preset: make_model(load_config(), preset, data.elements)  # noqa: E731
+    for given, warned in (("6s", True), ("100s", False)):
+        config = load_config(None, ["data=x", "preset=small", f"time={given}", "batch=1"])
+        text = budget.fit_to_budget(config, data, WEIGHTS, build, ["small"], time.monotonic())[1]
+        assert ("less than one pass" in text) == warned
+
+
 @pytest.mark.parametrize(("given", "preset"), [("1s", "nano"), ("60s", "small"), ("2h", "medium")])
 def test_more_time_gives_a_larger_preset(data: TrainingData, timings, given: str, preset: str):
     assert fitted(data, "preset=auto", f"time={given}").preset == preset

@@ -48,6 +48,7 @@ def test_defaults_are_not_shared_between_configurations():
         ("time=soon", "time must be a duration"),
         ("loss.forces=-1", "loss.forces must be 0 or more"),
         ("valid=1.5", "valid must be a fraction below 1, a whole number of frames, or a file"),
+        ("product=gaunt_grid", "write settings.product=gaunt_grid"),
         ("seed", "overrides are written key=value"),
         ("seed.x=1", "seed"),
     ],
@@ -56,6 +57,13 @@ def test_a_wrong_setting_is_named_with_what_would_be_right(override: str, messag
     with pytest.raises(ValueError) as error:
         load_config(None, ["seed=1", override])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"seed: x\n", b"sed: 1\n", b"[1\n", b"- 1\n", b"\xff\xfe\xfd"])
+def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path, content: bytes):
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.yaml"):
+        load_config(tmp_path / "run.yaml")
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers():

@@ -98,9 +98,13 @@ def test_the_stored_settings_give_the_same_run_again(finished: Path, tmp_path: P
     assert_same_end(finished, again)
 
 
-def test_a_folder_with_another_run_is_refused_with_the_remedy(finished: Path, quick: list[str]):
-    with pytest.raises(ValueError, match=r"holds another run; continue it with resume=true, or write to another folder"):
+def test_a_folder_with_another_run_is_refused_with_the_remedy(finished: Path, quick: list[str], tmp_path: Path):
+    with pytest.raises(ValueError, match=r"holds another run, which is finished; choose another folder with out=\.\.\.$"):
         run(quick, f"out={finished}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"continue it with: equimol train --resume .*run, or choose another folder with out="):
+        run(quick)
 
 
 def test_resuming_a_finished_run_does_nothing(finished: Path, quick: list[str]):
@@ -129,21 +133,56 @@ def test_a_run_stopped_by_a_signal_continues_to_the_same_weights_and_log(quick, 
 
     monkeypatch.setattr(Checkpoints, "on_train_batch_start", interrupt)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(TrainingInterrupted, match=f"after step {at}; continue with the same command and resume=true"):
+    with pytest.raises(TrainingInterrupted, match=f"after step {at}; continue with: equimol train --resume {tmp_path / 'run'}"):
         run(quick, *length)
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()
+    (tmp_path / "run" / ".last.ckpt.123.part").write_text("of a writer that was killed")
     resumed = run(quick, *length, "resume=true")
+    assert not list(resumed.glob(".*.part"))
     assert_same_end(undisturbed, resumed)
     assert rows(undisturbed) == rows(resumed)
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """A run that is interrupted before its first step."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("equimol.training.fit._train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(list(overrides))
+
+
+def test_files_that_were_moved_are_named_at_the_resumption(quick, clusters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = {name: tmp_path / f"{name}.xyz" for name in ("data", "valid", "test")}
+    for path in files.values():
+        path.write_bytes(clusters.read_bytes())
+    begin(monkeypatch, *quick, "steps=3", *(f"{name}={path}" for name, path in files.items()))
+    moved = {name: path.rename(tmp_path / f"moved-{path.name}") for name, path in files.items()}
+    stored = [f"out={tmp_path / 'run'}", "resume=true"]
+    with pytest.raises(ValueError, match="no such file"):
+        fit(load_config(tmp_path / "run" / "config.yaml", stored))
+    folder = fit(load_config(tmp_path / "run" / "config.yaml", [*stored, *(f"{name}={path}" for name, path in moved.items())]))
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 3
+
+
+def test_a_run_with_a_file_of_references_can_be_resumed(quick, tmp_path: Path, write_frames, monkeypatch: pytest.MonkeyPatch):
+    from ase import Atoms
+
+    atoms = [Atoms(symbol, info={"my_energy": energy}) for symbol, energy in (("Cu", -3.0), ("Al", -5.0))]
+    data = Path(next(key for key in quick if key.startswith("data=")).removeprefix("data="))
+    named = tmp_path / "named.xyz"
+    named.write_text(data.read_text().replace(" energy=", " my_energy="))
+    references = f"references={write_frames(tmp_path / 'atoms.xyz', atoms)}"
+    begin(monkeypatch, *quick, f"data={named}", "steps=3", references, "keys.energy=my_energy", "keys.forces=forces")
+    assert "references: 2 structures from" in (tmp_path / "run" / "data.txt").read_text()
+    folder = run(quick, f"data={named}", "resume=true")
+    assert load_config(folder / "config.yaml").references == {13: -5.0, 29: -3.0}
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 3
 
 
 def test_data_that_changed_are_noticed_at_the_resumption(quick: list[str], clusters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     copy = tmp_path / "copy.xyz"
     copy.write_bytes(clusters.read_bytes())
-    monkeypatch.setattr("equimol.training.fit._train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        run(quick, f"data={copy}", "steps=3")
+    begin(monkeypatch, *quick, f"data={copy}", "steps=3")
     copy.write_text(copy.read_text().replace("energy=", "energy=1"))
     with pytest.raises(ValueError, match="the data files are not those"):
         run(quick, f"data={copy}", "resume=true")
@@ -201,8 +240,10 @@ def test_a_run_without_validation_set_logs_its_losses(quick: list[str]):
 def test_wrong_settings_are_named_before_the_data_are_read(quick: list[str]):
     with pytest.raises(ValueError, match="did you mean 'channels'"):
         run([key for key in quick if "settings" not in key], "data=absent.xyz", "settings.chanels=8")
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(ValueError, match="nothing to learn; train one of mace$"):
         run(["data=absent.xyz", "model=lennard_jones", "cutoff=4.0"])
+    with pytest.raises(ValueError, match="channels must be a whole number, got 'abc'"):
+        run(quick, "data=absent.xyz", "settings.channels=abc")
     with pytest.raises(ValueError, match="data must name a file"):
         run([])
 

@@ -46,6 +46,19 @@ def test_figures_are_what_their_names_say(generator):
     assert not any(key.startswith("stress") for key in errors)
 
 
+def test_atoms_without_a_force_do_not_count_in_the_cosine(generator):
+    (graph, *_) = graphs(generator)
+    prediction = predict(graph) | {"forces": 2 * graph.forces + 1.0}
+    graph.forces[0], prediction["forces"][1] = 0.0, graph.forces[1]
+    sums = ErrorSums()
+    sums.update(prediction, graph)
+    assert sums.result()["forces_cosine"] == pytest.approx(1.0)
+    graph.forces[:] = 0.0
+    still = ErrorSums()
+    still.update(prediction, graph)
+    assert "forces_cosine" not in still.result() and still.result()["forces_mae_mev_per_angstrom"] > 0
+
+
 def test_the_weighted_error_is_the_loss_of_the_same_errors(generator):
     from equimol.training.loss import loss_terms
 

@@ -1,7 +1,6 @@
 """The average of the weights, the learning rate and what decays."""
 
 import pytest
-import torch
 from torch import nn
 
 from equimol.training.config import load_config

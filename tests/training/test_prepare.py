@@ -39,13 +39,20 @@ def test_given_references_must_name_every_element(clusters: Path):
 def test_validation_and_test_may_be_files_of_their_own(clusters: Path, crystals: Path):
     data = read_data(load_config(None, [f"data={clusters}", f"valid={crystals}", f"test=[{crystals}]"]))
     assert {name: len(frames) for name, frames in data.frames.items()} == {"train": 24, "valid": 12, "test": 12}
+    assert "valid: 12 structures from" in data.summary and "test: 12 structures from" in data.summary and "split:" not in data.summary
     build_graphs(data, 3.0)
     assert len(data.graphs["valid"]) == 12
 
 
+def test_the_split_that_auto_chose_is_told(clusters: Path):
+    assert "split: blocks, because most frames hold the same atoms" in read_data(load_config(None, [f"data={clusters}"])).summary
+
+
 def test_an_empty_training_set_is_an_error(clusters: Path):
-    with pytest.raises(DataError, match="leave none of 24 frames"):
+    with pytest.raises(DataError, match="valid=12 and test=12 would leave none of 24 frames"):
         read_data(load_config(None, [f"data={clusters}", "valid=12", "test=12"]))
+    with pytest.raises(DataError, match="test=24 would leave none of 24 frames"):
+        read_data(load_config(None, [f"data={clusters}", f"valid={clusters}", "test=24"]))
 
 
 def test_an_element_that_is_not_trained_on_is_named_with_its_frame(tmp_path: Path, clusters: Path, emt_frames, write_frames):
