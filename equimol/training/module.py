@@ -74,7 +74,13 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip, foreach=True)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip, foreach=True))
+        if not math.isfinite(norm):  # raised before the optimizer moves: weights and checkpoints stay whole
+            self.check_finite()
+            raise ValueError(
+                f"the gradient became {norm} although the loss is finite; last.ckpt and best.ckpt are from before."
+                " Start again with precision=float64 or a smaller learning_rate, and look for extreme labels in the data"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = torch.get_rng_state()

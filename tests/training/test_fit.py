@@ -223,6 +223,24 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(quick: lis
     assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
 
 
+def test_a_gradient_that_is_not_a_number_never_reaches_the_weights(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from equimol.training.module import TrainingModule
+
+    step = TrainingModule.training_step
+
+    def broken(self, graph, batch_idx=0):
+        loss = step(self, graph)
+        if self.trainer.global_step >= 5:
+            loss.register_hook(lambda grad: grad * torch.nan)
+        return loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", broken)
+    with pytest.raises(ValueError, match="the gradient became nan although the loss is finite"):
+        run(quick, "steps=12", "checkpoint_every=1", "validate_every=12")
+    weights = read_checkpoint(tmp_path / "run" / "last.ckpt")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+
+
 def test_stress_is_trained_where_there_is_one(quick: list[str], crystals: Path):
     folder = run(quick, f"data={crystals}", "steps=4", "test=0", "precision=float64")
     log = rows(folder)
