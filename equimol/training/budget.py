@@ -19,6 +19,7 @@ RESERVE = 0.04  # of the time, for a machine that slows down
 START_AND_REPORT_SECONDS = 5.0  # before and after the run itself: imports, figures of the report
 TRAINER_SECONDS = 0.001  # what the trainer adds to each step: 0.6 ms, measured on a model that does nothing
 MOST_VALIDATIONS = 50
+ATOMS_PER_STEP = 50  # of batch=auto
 EVALUATED_TRAIN_FRAMES = 500  # of the training set, in the final table
 
 # preset=auto takes the largest preset that gets so many passes over the training set, or 200 times as many steps
@@ -60,10 +61,13 @@ def fit_to_budget(
 
 
 def automatic_batch(data: TrainingData) -> int:
-    """Five frames of up to 50 atoms, about 150 atoms of larger ones, at least one."""
+    """Frames that hold about 50 atoms together, one to five of them.
+
+    Small steps learn more in a given time: on 3BPA (27 atoms), two frames a step reach 78 meV/Å where five reach 89 and one 86.
+    """
     frames = data.frames["train"]
     mean = sum(len(frame.numbers) for frame in frames) / len(frames)
-    return 5 if mean <= 50 else max(1, min(5, int(150 / mean)))
+    return max(1, min(5, round(ATOMS_PER_STEP / mean)))
 
 
 def train_step_seconds(

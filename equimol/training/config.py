@@ -47,7 +47,7 @@ class TrainConfig:
         default_factory=lambda: {"energy": 1.0, "forces": 10.0, "stress": "auto"}
     )
     loss_function: Annotated[Literal["mse", "huber"], "of the errors, per property"] = "mse"
-    batch: Annotated[int | Literal["auto"], "frames per step; auto: 5, or fewer for more than 50 atoms"] = "auto"
+    batch: Annotated[int | Literal["auto"], "frames per step; auto: about 50 atoms, one to five frames"] = "auto"
     learning_rate: Annotated[float, "largest one; warms up linearly, then falls to zero along a cosine"] = 0.01
     warmup: Annotated[int, "steps; at most a tenth of the run"] = 100
     weight_decay: Annotated[float, "on matrices only"] = 1e-6
