@@ -77,6 +77,31 @@ def average_neighbors(graphs: Sequence[AtomicGraph]) -> float:
     return sum(len(graph.senders) for graph in graphs) / sum(graph.num_nodes for graph in graphs)
 
 
+def core_reach(graphs: Sequence[AtomicGraph]) -> dict[str, float]:
+    """Where the core repulsion of each pair of elements may end, Å: at 0.95 of the closest approach in these graphs.
+
+    Only pairs for which that is more than the sum of their covalent radii, and at most that sum + 1 Å: those that are seen, and never
+    bonded, here.
+    """
+    from ase.data import chemical_symbols, covalent_radii
+
+    closest = np.full((119, 119), np.inf)
+    for graph in graphs:
+        distances = graph.displacements().norm(dim=-1).numpy()
+        numbers = graph.numbers.numpy()
+        np.minimum.at(closest, (numbers[graph.senders.numpy()], numbers[graph.receivers.numpy()]), distances)
+    closest = np.minimum(closest, closest.T)
+    elements = sorted({int(z) for graph in graphs for z in graph.numbers.unique().tolist()})
+    reach = {}
+    for n, a in enumerate(elements):
+        for b in elements[n:]:
+            bond = covalent_radii[a] + covalent_radii[b]
+            end = min(0.95 * closest[a, b], bond + 1.0)
+            if bond < end and np.isfinite(closest[a, b]):
+                reach[f"{chemical_symbols[a]}-{chemical_symbols[b]}"] = round(float(end), 3)
+    return reach
+
+
 def _isolated_energies(frames: Sequence[Frame], given: bool) -> dict[int, float]:
     """Lowest energy of the neutral atom of each element: the ground state where several spin states are there."""
     values: dict[int, float] = {}

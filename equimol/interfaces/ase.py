@@ -65,6 +65,7 @@ class EquiMolCalculator(Calculator):
     def calculate(self, atoms: Atoms | None = None, properties: list[str] | None = None, system_changes: list[str] = all_changes) -> None:
         """Fill `results` with everything the model gives: one call yields all properties."""
         super().calculate(atoms, properties or ["energy"], system_changes)
+        self.results = {}  # nothing of another structure, should the next lines fail
         out = self.model(self._graph(self.atoms))
         energy, forces = out["energy"].item(), _numpy(out["forces"])
         if not (np.isfinite(energy) and np.isfinite(forces).all()):

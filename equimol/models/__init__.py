@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
+from ase.data import atomic_numbers
 
 from equimol.models.base import ConservativePotential, Potential
 from equimol.models.composition import Shifted, Sum
@@ -47,7 +48,7 @@ def build_model(
     references: dict[int, float] | None = None,
     scale: float = 1.0,
     shift: float = 0.0,
-    zbl: bool = True,
+    zbl: bool | Mapping[str, float] = True,
     **settings: Any,
 ) -> Potential:
     """A potential with fresh weights. Seed torch first if they should be reproducible.
@@ -58,7 +59,7 @@ def build_model(
         elements: atomic numbers that it shall know.
         references: eV per atomic number, added to each atom; zero where None.
         scale, shift: eV; multiplies the network's energies and is added to each atom's.
-        zbl: add screened nuclear repulsion at short range, which real structures hardly feel.
+        zbl: add screened nuclear repulsion at short range, which real structures hardly feel; {"H-H": Å, ...} says where it ends.
         settings: fields of the model's config, over those of the preset.
 
     Raises:
@@ -69,7 +70,11 @@ def build_model(
     elements = tuple(sorted({int(z) for z in elements}))
     model = entry.model(_config(entry.config, {**preset_settings, **settings, "elements": elements}))
     model = Shifted(model, references or dict.fromkeys(elements, 0.0), scale, shift)
-    return Sum(model, ZBL(ZBLConfig(elements=elements))) if zbl else model
+    if zbl is False:
+        return model
+    reach = {} if zbl is True else zbl
+    pairs = tuple((*(atomic_numbers[symbol] for symbol in pair.split("-")), float(r)) for pair, r in reach.items())
+    return Sum(model, ZBL(ZBLConfig(elements=elements, reach=pairs)))
 
 
 def build(description: dict[str, Any]) -> Potential:

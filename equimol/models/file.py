@@ -94,7 +94,7 @@ def _describe(model: Potential) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "description": description,
-        "dtype": _name(model.dtype),
+        "dtype": _name(as_dtype(model.dtype)),  # refuses what load could not read back
         "units": UNITS,
         "cutoff": float(model.cutoff),
         "hops": int(model.hops),

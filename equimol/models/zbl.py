@@ -9,6 +9,7 @@ from ase.data import covalent_radii
 
 from equimol.models.base import ConfiguredPotential
 from equimol.nn.radial import polynomial_envelope
+from equimol.o3 import Table
 from equimol.ops import scatter_sum
 
 COULOMB = 14.399645478425668  # e^2 / (4 pi epsilon_0), eV Å (CODATA 2018)
@@ -22,10 +23,22 @@ class ZBLConfig:
 
     elements: tuple[int, ...] = tuple(range(1, 97))
     envelope_order: int = 6
+    reach: tuple[tuple[int, int, float], ...] = ()  # (Z, Z', Å) where the repulsion of a pair ends; others: sum of covalent radii
+
+    def __post_init__(self) -> None:
+        reach = tuple((int(a), int(b), float(r)) for a, b, r in self.reach)
+        for a, b, r in reach:
+            if not (0 < a < 97 and 0 < b < 97 and 0 < r < 10):
+                raise ValueError(f"reach must be (Z, Z', Å) with atomic numbers 1..96 and below 10 Å, got {(a, b, r)}")
+        object.__setattr__(self, "elements", tuple(int(z) for z in self.elements))
+        object.__setattr__(self, "reach", reach)
 
 
 class ZBL(ConfiguredPotential):
     """Ziegler-Biersack-Littmark repulsion, ended at the sum of two covalent radii: bonded atoms feel next to nothing of it.
+
+    Atoms that are not bonded stay farther apart, and a network knows nothing of what lies between: `core_reach` of the training data
+    ends the repulsion of such pairs just below the closest approach there, so that no hole opens at, say, 0.9 Å between hydrogens.
 
     E_ij = k Z_i Z_j / r phi(r/a) u(r), with a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23), u the polynomial envelope;
     half to each atom. No parameters; float64 always.
@@ -37,11 +50,16 @@ class ZBL(ConfiguredPotential):
     def __init__(self, config: ZBLConfig) -> None:
         super().__init__()
         self.config, self.elements = config, tuple(config.elements)
-        self.cutoff = float(2 * max(covalent_radii[z] for z in self.elements))
+        radii = torch.as_tensor(covalent_radii[:97], dtype=torch.float64)
+        reach = radii[:, None] + radii
+        for a, b, r in config.reach:
+            reach[a, b] = reach[b, a] = r
+        self._reach = Table(reach)
+        present = torch.tensor(self.elements)
+        self.cutoff = float(reach[present][:, present].max())
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
-        radii = torch.as_tensor(covalent_radii, dtype=torch.float64, device=numbers.device)[numbers]
-        reach = radii[senders] + radii[receivers]
+        reach = self._reach(displacements.double())[numbers[senders], numbers[receivers]]
         near = torch.nonzero(displacements.detach().square().sum(-1) < reach * reach)[:, 0]
         i, j = receivers[near], senders[near]
         distance = displacements[near].double().norm(dim=-1)

@@ -32,7 +32,7 @@ class TrainConfig:
     preset: Annotated[str, "auto (fits the time) or a preset of the model: nano, small, medium"] = "auto"
     settings: Annotated[dict, "fields of the model's own configuration, laid over the preset"] = field(default_factory=dict)
     cutoff: Annotated[float, "Å"] = 5.0
-    zbl: Annotated[bool, "add the ZBL core repulsion"] = True
+    zbl: Annotated[bool | dict, "add the ZBL core repulsion; {H-H: Å, ...} says where it ends, true finds that in the training data"] = True
     scale: Annotated[float | Literal["auto"], "energy scale of the model, eV; auto: root mean square force of the training set"] = "auto"
     shift: Annotated[float | Literal["auto"], "eV per atom, added to the references; auto: mean of what they leave in the training set"] = (
         "auto"

@@ -16,6 +16,7 @@ import torch
 from ase.data import chemical_symbols
 
 from equimol.data.atomic import remove_parts, write_arrays, write_atomically
+from equimol.data.statistics import core_reach
 from equimol.models import MODELS, Potential, build_model, find_device, save
 from equimol.training.batches import StepSampler, ordered_loader, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
@@ -84,7 +85,7 @@ def make_model(
     settings = {name: value for name, value in known.items() if name in fields} | config.settings
     statistics = {"references": references, "scale": scale, "shift": shift}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed, which reaches every device
         model = build_model(config.model, preset, elements=elements, zbl=config.zbl, **statistics, **settings)
     return model.to(getattr(torch, config.precision))
 
@@ -138,6 +139,8 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     scale, shift = find_scale_and_shift(config, data, references)
     neighbors = find_average_neighbors(data)
     statistics = {"references": references, "scale": scale, "shift": shift}
+    if config.zbl is True:
+        config = dataclasses.replace(config, zbl=core_reach(data.graphs["train"]))
 
     def build(preset: str) -> Potential:
         return make_model(config, preset, data.elements, references, scale, shift, neighbors).to(find_device(config.device))
@@ -202,7 +205,7 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     if checkpoint:
         print(f"continuing after step {start} of {config.steps}", flush=True)
     with _quiet_lightning(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed, which reaches every device
         trainer = pl.Trainer(
             max_epochs=1,  # the whole run is one epoch of `steps` batches: a position in it is one number
             val_check_interval=config.validate_every,
@@ -262,6 +265,8 @@ def _finish(config: TrainConfig, data: TrainingData, weights: dict[str, float], 
         metadata["level_of_theory"] = config.level_of_theory
     save(model, folder / "model.equimol", metadata)
     table = error_table(errors)
+    if len(data.frames["train"]) > EVALUATED_TRAIN_FRAMES:
+        table += f"\ntrain: the first {EVALUATED_TRAIN_FRAMES} of {len(data.frames['train'])} frames"
     write_atomically(folder / "errors.json", json.dumps(errors, indent=1))
     write_atomically(folder / "errors.txt", f"{table}\n\n{chosen}\n")
     for name, evaluation in evaluations.items():

@@ -7,7 +7,8 @@ import pytest
 
 from equimol.data.errors import DataError
 from equimol.data.frame import Frame
-from equimol.data.statistics import average_neighbors, energy_std, force_rms, reference_energies
+from equimol.data.graph import AtomicGraph
+from equimol.data.statistics import average_neighbors, core_reach, energy_std, force_rms, reference_energies
 
 TRUE = {1: -13.6, 6: -1029.5, 8: -2042.0}
 
@@ -100,3 +101,13 @@ def test_scales():
 def test_average_neighbors_counts_edges_per_atom():
     graphs = [frame([1, 1, 1]).graph(6.0), frame([1]).graph(6.0)]  # a chain with 5.2 Å between atoms, and a lone atom
     assert average_neighbors(graphs) == 1.0
+
+
+def test_core_repulsion_ends_below_the_closest_approach_of_atoms_that_are_never_bonded():
+    def graph(distance):
+        positions = [[0, 0, 0], [0.97, 0, 0], [0, 0, distance], [0.97, 0, distance]]
+        return AtomicGraph.build(positions, [8, 1, 8, 1], np.zeros((3, 3)), False, cutoff=6.0)
+
+    reach = core_reach([graph(2.0), graph(3.0)])
+    assert reach == {"H-H": pytest.approx(1.62), "O-O": pytest.approx(1.9)}  # H-H: covalent radii + 1 Å; O-H is a bond
+    assert core_reach([graph(1.4)]) == {"H-H": pytest.approx(1.33), "O-O": pytest.approx(1.33)}

@@ -10,10 +10,10 @@ from equimol.models import MODELS, build, build_model
 from equimol.models.composition import Shifted, Sum
 from equimol.models.lennard_jones import LennardJones, LennardJonesConfig
 from equimol.models.zbl import ZBL, ZBLConfig
-from equimol.tensor_products import EDGE_CONVOLUTIONS
+from equimol.tensor_products import MANY_BODY_PRODUCTS
 from equimol.testing import SINGLE, assert_is_potential, example_structures
 
-CASES = [(name, "clebsch_gordan") for name in MODELS if name != "mace"] + [("mace", product) for product in EDGE_CONVOLUTIONS]
+CASES = [(name, "clebsch_gordan") for name in MODELS if name != "mace"] + [("mace", product) for product in MANY_BODY_PRODUCTS]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
@@ -152,3 +152,18 @@ def test_a_model_without_references_gives_double_energies_too():
 def test_the_dtype_of_a_sum_is_that_of_its_parameters():
     zbl = ZBL(ZBLConfig(elements=(1, 6, 8)))
     assert Sum(zbl, build_model("mace", elements=[1, 6, 8], zbl=False)).dtype == torch.float32
+
+
+def test_core_repulsion_reaches_as_far_as_it_is_told():
+    structure = {"positions": [[0, 0, 0], [0, 0, 1.2]], "numbers": [1, 1]}
+    near, far = (ZBL(ZBLConfig(elements=(1,), reach=reach)).atomic_energies for reach in ((), ((1, 1, 1.5),)))
+    graph = AtomicGraph.build(**structure, cell=np.zeros((3, 3)), pbc=False, cutoff=2.0)
+    arguments = graph.displacements(), graph.numbers, graph.senders, graph.receivers, None, None
+    assert near(*arguments)[0].sum() == 0
+    assert 0.05 < far(*arguments)[0].sum() < 1.0
+
+
+def test_build_model_takes_the_reach_of_pairs_by_their_symbols():
+    model = build_model("mace", elements=[1, 8], zbl={"H-O": 1.4})
+    assert build(model.description()).description() == model.description()
+    assert model.description()["members"][1]["config"]["reach"] == ((1, 8, 1.4),)

@@ -74,10 +74,9 @@ def test_validation_is_not_more_frequent_than_epochs_nor_than_fifty_times(data: 
 
 def test_large_structures_come_in_small_batches(data: TrainingData, crystals: Path):
     assert budget.automatic_batch(data) == 5
-    data.frames["train"] = [type("F", (), {"numbers": range(atoms)}) for atoms in (60, 60)]
-    assert budget.automatic_batch(data) == 2
-    data.frames["train"] = [type("F", (), {"numbers": range(1000)})]
-    assert budget.automatic_batch(data) == 1
+    for atoms, batch in ((27, 2), (60, 1), (1000, 1)):
+        data.frames["train"] = [type("F", (), {"numbers": range(atoms)})]
+        assert budget.automatic_batch(data) == batch
 
 
 def test_a_step_is_timed_without_touching_the_model(data: TrainingData):
