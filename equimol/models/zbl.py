@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class ZBLConfig:
 
     elements: tuple[int, ...] = tuple(range(1, 97))
     envelope_order: int = 6
-    reach: tuple[tuple[int, int, float], ...] = ()  # (Z, Z', Å) where the repulsion of a pair ends; others: sum of covalent radii
+    reach: tuple[Sequence, ...] = ()  # (Z, Z', Å) where the repulsion of a pair ends; others: sum of covalent radii
 
     def __post_init__(self) -> None:
         reach = tuple((int(a), int(b), float(r)) for a, b, r in self.reach)
