@@ -1,24 +1,97 @@
-"""How long does one channel-wise tensor product take, per basis and degree, against e3nn? Appends rows to results/tensor_products.csv."""
+"""How long does one tensor product take, per algorithm and degree, against e3nn on the same couplings?
+
+python benchmarks/tensor_products.py                  # channel-wise, as models use them; appends to results/tensor_products.csv
+python benchmarks/tensor_products.py --settings mimo simo siso --lmax 2 4 6 8 --batch 10000 --channels 1
+python benchmarks/tensor_products.py --algorithms     # which grid and which convolution "auto" should take
+python benchmarks/tensor_products.py plot             # results/tensor_products.csv -> .svg: runtime, per degree of freedom, roofline
+"""
 
 import argparse
+import csv
+import statistics
 from pathlib import Path
 
-from equimol.bench import print_table, tensor_products
+import torch
+
+from equimol.bench import SETTINGS, append_rows, compare_calls, describe_surroundings, print_table, tensor_products
+from equimol.o3 import layout_dim, natural_layout
+from equimol.o3.sphere import ALGORITHMS
+from equimol.tensor_products import CompleteGrid, GauntFourier, GauntGrid
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def algorithms(lmaxes: list[int], channels: int, batch: int) -> None:
+    """Times of every algorithm of the grids and of the Fourier product, channel-wise; prints and appends them."""
+    rows = []
+    for lmax in lmaxes:
+        layout = natural_layout(lmax, channels)
+        products = {("gaunt_grid", name): GauntGrid(layout, layout, lmax, couplings="even", algorithm=name) for name in ALGORITHMS}
+        products |= {("complete_grid", name): CompleteGrid(layout, layout, lmax, algorithm=name) for name in ALGORITHMS}
+        fourier = ("direct", "fft") if lmax <= 6 else ("fft",)
+        products |= {("gaunt_fourier", name): GauntFourier(layout, layout, lmax, couplings="even", algorithm=name) for name in fourier}
+        x, y = torch.randn(batch, layout_dim(layout)), torch.randn(batch, layout_dim(layout))
+        inputs = {key: [x, y, torch.ones(product.num_weights, channels)] for key, product in products.items()}
+        for mode in ("forward", "second derivative"):
+            for (product, algorithm), seconds in compare_calls(products, inputs, mode).items():
+                row = {"product": product, "algorithm": algorithm, "lmax": lmax, "channels": channels, "batch": batch, "mode": mode}
+                row |= {"points": products[product, algorithm].grid.points, "median_ms": round(1e3 * statistics.median(seconds), 3)}
+                print(row, flush=True)
+                rows.append(row | describe_surroundings(torch.float32))
+    append_rows(RESULTS / "algorithms.csv", rows)
+
+
+def plot(path: Path) -> None:
+    """Forward time and second-derivative time over lmax; time per degree of freedom; fraction of the roofline."""
+    from matplotlib.figure import Figure
+
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["setting"] == "channel-wise"]
+    latest = {(r["product"], r["couplings"], r["lmax"], r["mode"], r["batch"]): r for r in rows}.values()
+    panels = [
+        ("forward", "median_ms", "forward, µs per product of 64 channels"),
+        ("second derivative", "median_ms", "forward + backward + double backward, µs"),
+        ("forward", "us_per_degree_of_freedom", "forward, ns per degree of freedom"),
+        ("forward", "roofline_fraction", "fraction of this machine's roofline"),
+    ]
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (mode, column, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for name, couplings in dict.fromkeys((r["product"], r["couplings"]) for r in latest):
+            points = sorted(
+                (int(r["lmax"]), float(r[column]) * (1 if column == "roofline_fraction" else 1000 / int(r["batch"])))
+                for r in latest
+                if (r["product"], r["couplings"], r["mode"]) == (name, couplings, mode) and r[column]
+            )
+            if points:
+                style = {"color": "black"} if name == "e3nn" else {}
+                axes.plot(*zip(*points, strict=True), "o--" if couplings == "all" else "o-", ms=3, label=f"{name}, {couplings}", **style)
+        axes.set(title=title, xlabel="lmax", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(path.with_suffix(".svg"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=("plot",))
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2, 3, 4], help="degrees to measure")
+    parser.add_argument("--algorithms", action="store_true", help="time the algorithms of the grids against each other instead")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["channel-wise"])
+    parser.add_argument("--products", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2, 3, 4, 6], help="degrees to measure")
     parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "tensor_products.csv")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "tensor_products.csv")
     options = parser.parse_args()
-    rows = tensor_products(
-        options.lmax, channels=options.channels, batch=options.batch, device=options.device, quick=options.quick, csv=options.csv
-    )
-    print_table(rows)
+    if options.command == "plot":
+        return plot(options.csv)
+    if options.algorithms:
+        return algorithms(options.lmax, options.channels, options.batch)
+    size = {"channels": options.channels, "batch": options.batch, "device": options.device}
+    for setting in options.settings:
+        rows = tensor_products(options.lmax, setting=setting, products=options.products, **size, quick=options.quick, csv=options.csv)
+        print_table(rows)
 
 
 if __name__ == "__main__":

@@ -13,69 +13,110 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equimol.o3 import format_irreps, layout_slices, natural_layout, to_e3nn, wigner_3j
-from equimol.tensor_products import TENSOR_PRODUCTS
+from equimol.o3 import Block, coupling_paths, format_irreps, layout_dim, layout_slices, to_e3nn, wigner_3j
+from equimol.tensor_products import MANY_BODY_PRODUCTS, TENSOR_PRODUCTS
 from equimol.tensor_products.base import TensorProduct
 
 PEER = "e3nn"
-MODES = ("forward", "second derivative")
+MODES = ("forward", "forward+backward", "second derivative")
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}  # largest error relative to the largest output
 CHECKED_ROWS = 32  # the float64 reference is dense; a few rows of the timed batch tell as much as all
+SECONDS_PER_TIMING = 20.0  # after so long, a mode has been repeated often enough
+PEER_LMAX = 10  # e3nn has couplings up to degree 11 and needs minutes to generate its code for many of them
+
+# name -> degrees of both inputs and of the output; all but the first are those of Xie et al. 2025 (arXiv:2506.13523)
+SETTINGS: dict[str, Callable[[int], tuple[Iterable[int], Iterable[int]]]] = {
+    "channel-wise": lambda l: (range(l + 1), range(l + 1)),  # as models use them
+    "mimo": lambda l: (range(l + 1), range(2 * l + 1)),
+    "simo": lambda l: ((l,), range(2 * l + 1)),
+    "siso": lambda l: ((l,), (l,)),
+}
 
 
 def tensor_products(
     lmaxes: Iterable[int] = (1, 2, 3, 4),
     *,
+    setting: str = "channel-wise",
     channels: int = 64,
     batch: int = 1000,
+    products: Iterable[str] | None = None,
+    modes: Iterable[str] = MODES,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     quick: bool = False,
     csv: str | Path | None = None,
 ) -> list[dict]:
-    """Times of channel-wise products of degrees 0..lmax with 0..lmax, even couplings, one row per product, degree and mode.
+    """Times of products of two features, channel by channel, one row per product, couplings, degree and mode.
 
     The "second derivative" mode is what training on forces costs: output, gradient, and the gradient of a function of the gradient.
+    Each product is compared with e3nn on the same couplings: only even ones for Gaunt products, only odd ones for the bracket.
     """
+    peak = machine_limits(dtype, device)
     rows = []
     for lmax in lmaxes:
-        candidates = _candidates(lmax, channels, batch, dtype, device)
-        for mode in MODES:
-            steps = {name: _step(call, inputs, mode) for name, (call, inputs, _) in candidates.items()}
+        candidates = _candidates(setting, lmax, channels, batch, dtype, device, products)
+        for mode in modes:
+            steps = {key: _step(c.call, c.inputs, mode) for key, c in candidates.items()}
             times = _alternate(steps, repeats=5 if quick else 25, device=device)
-            for name, seconds in times.items():
-                rows.append(_row(name, lmax, mode, seconds, times.get(PEER), candidates[name][2]))
-    described = [row | {"channels": channels, "batch": batch} | describe_surroundings(dtype, device) for row in rows]
-    if csv is not None:
-        append_rows(csv, described)
-    return described
+            for (name, couplings), seconds in times.items():
+                candidate = candidates[name, couplings]
+                row = {
+                    "benchmark": "tensor-products",
+                    "setting": setting,
+                    "product": name,
+                    "couplings": couplings,
+                    "lmax": lmax,
+                    "mode": mode,
+                }
+                rows.append(row | _figures(seconds, times.get((PEER, couplings)), candidate, mode, batch, dtype, peak))
+        if csv is not None:
+            described = [row | {"channels": channels, "batch": batch} | describe_surroundings(dtype, device) for row in rows]
+            append_rows(csv, [row for row in described if row["lmax"] == lmax])
+    return [row | {"channels": channels, "batch": batch} | describe_surroundings(dtype, device) for row in rows]
 
 
-def quick(lmaxes: Iterable[int] = (1, 2, 3, 4), csv: str | Path | None = None) -> list[dict]:
-    """The short measurement of the demo: prints the table and returns its rows."""
-    rows = tensor_products(lmaxes, quick=True, csv=csv)
+def quick(lmaxes: Iterable[int] = (1, 2, 3), csv: str | Path | None = None) -> list[dict]:
+    """The short measurement of the demo: prints the table of the products that `mace` knows and returns its rows."""
+    rows = tensor_products(lmaxes, products=MANY_BODY_PRODUCTS, modes=("forward", "second derivative"), quick=True, csv=csv)
     print_table(rows)
     return rows
 
 
+def compare_calls(calls: dict, inputs: dict, mode: str, repeats: int = 15, device: str = "cpu") -> dict:
+    """Seconds of each call of each name, taking turns, in one of MODES. The results are the caller's to check."""
+    return _alternate({name: _step(call, inputs[name], mode) for name, call in calls.items()}, repeats, device)
+
+
 def print_table(rows: list[dict]) -> None:
-    """Print one line per degree and mode: milliseconds of each product and how many times faster than the peer it is."""
-    products = list(dict.fromkeys(row["product"] for row in rows))
+    """Print a line per degree, product and couplings: milliseconds in each mode and how many times faster than the peer that is."""
     first = rows[0]
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
     print(
-        f"channel-wise products, {first['channels']} channels x {first['batch']}, {first['dtype']}, even couplings, "
-        f"{first['threads']} threads: median ms ± half the spread between quartiles (times faster than {PEER})"
+        f"{first['setting']} products, {first['channels']} channels x {first['batch']}, {first['dtype']}, {first['threads']} threads: "
+        f"median ms ± half the spread between quartiles (times faster than {PEER} with the same couplings)"
     )
-    print(f"{'lmax':>4}  {'mode':<18}" + "".join(f"{name:>28}" for name in products))
-    for lmax, mode in dict.fromkeys((row["lmax"], row["mode"]) for row in rows):
-        cells = {row["product"]: row for row in rows if (row["lmax"], row["mode"]) == (lmax, mode)}
-        print(f"{lmax:>4}  {mode:<18}" + "".join(f"{_cell(cells[name]):>28}" for name in products))
+    print(f"{'lmax':>4}  {'product':<16}{'couplings':<10}" + "".join(f"{mode:>28}" for mode in modes))
+    for lmax, name, couplings in dict.fromkeys((row["lmax"], row["product"], row["couplings"]) for row in rows):
+        cells = {row["mode"]: row for row in rows if (row["lmax"], row["product"], row["couplings"]) == (lmax, name, couplings)}
+        print(f"{lmax:>4}  {name:<16}{couplings:<10}" + "".join(f"{_cell(cells[mode]):>28}" for mode in modes))
+
+
+def machine_limits(dtype: torch.dtype, device: str = "cpu") -> tuple[float, float]:
+    """Measured here and now: FLOP/s of a large matrix product, bytes/s of a large copy. What a roofline is made of."""
+    n = 1024 if device == "cpu" else 8192
+    a = torch.randn(n, n, dtype=dtype, device=device)
+    source = torch.empty((1 << 26) if device == "cpu" else (1 << 29), dtype=torch.uint8, device=device).zero_()
+    target = torch.empty_like(source)
+    steps = {"flops": lambda: a @ a, "bytes": lambda: target.copy_(source)}
+    times = {name: min(seconds) for name, seconds in _alternate(steps, repeats=7, device=device).items()}
+    return 2 * n**3 / times["flops"], 2 * source.numel() / times["bytes"]
 
 
 def append_rows(path: str | Path, rows: list[dict]) -> None:
@@ -109,42 +150,62 @@ def dense_product(product: TensorProduct, x: Float[Tensor, "batch dim1"], y: Flo
     return torch.cat([out[b.l, b.parity].flatten(1) for b in product.out], dim=-1)
 
 
-def _candidates(lmax: int, channels: int, batch: int, dtype: torch.dtype, device: str) -> dict[str, tuple[Callable, list[Tensor], float]]:
-    """Name -> (function, its inputs, its error), each checked. The peer gets the same numbers in its own order."""
-    layout = natural_layout(lmax, channels)
+@dataclass
+class _Candidate:
+    call: Callable[..., Tensor]
+    inputs: list[Tensor]
+    error: float
+    product: TensorProduct  # of the peer: what it computes
+
+
+def _candidates(
+    setting: str, lmax: int, channels: int, batch: int, dtype: torch.dtype, device: str, products: Iterable[str] | None
+) -> dict[tuple[str, str], _Candidate]:
+    """(name, couplings) -> what is timed, each checked. The peer gets the same numbers in its own order."""
+    degrees, out_degrees = SETTINGS[setting](lmax)
+    layout = tuple(Block(l, (-1) ** l, channels) for l in degrees)
     random = torch.Generator().manual_seed(lmax)
-    x, y = (torch.randn(batch, channels * (lmax + 1) ** 2, generator=random, dtype=dtype).to(device) for _ in range(2))
-    candidates = {}
-    for name, cls in TENSOR_PRODUCTS.items():
-        product = cls(layout, layout, lmax, couplings="even").to(device=device, dtype=dtype)
-        inputs = [x, y, torch.ones(product.num_weights, channels, dtype=dtype, device=device)]
-        reference = dense_product(product, x[:CHECKED_ROWS], y[:CHECKED_ROWS])
-        candidates[name] = (product, inputs, _checked_error(name, lmax, product(*inputs)[:CHECKED_ROWS], reference))
-    peer = _peer(lmax, channels, TENSOR_PRODUCTS["clebsch_gordan"](layout, layout, lmax, couplings="even"))
-    if peer is not None:
-        module, weights = peer
-        inputs = [to_e3nn(x, layout), to_e3nn(y, layout), weights.to(x)]
+    x, y = (torch.randn(batch, layout_dim(layout), generator=random, dtype=dtype).to(device) for _ in range(2))
+    candidates: dict[tuple[str, str], _Candidate] = {}
+    wanted: dict[str, TensorProduct] = {}  # couplings -> the Clebsch-Gordan product that the peer is to compute
+    for name in products or TENSOR_PRODUCTS:
+        cls = TENSOR_PRODUCTS[name]
+        for couplings in ("even", "all") if name == "clebsch_gordan" else (cls.couples,):
+            reached = sorted({path.l3 for path in coupling_paths(layout, layout, out_degrees, couplings)})
+            if not reached:
+                continue  # a single degree may have only even or only odd couplings
+            product = cls(layout, layout, reached, couplings=couplings).to(device=device, dtype=dtype)
+            inputs = [x, y, torch.ones(product.num_weights, channels, dtype=dtype, device=device)]
+            reference = dense_product(product, x[:CHECKED_ROWS], y[:CHECKED_ROWS])
+            error = _checked_error(name, lmax, product(x[:CHECKED_ROWS], y[:CHECKED_ROWS], inputs[2]), reference)
+            candidates[name, couplings] = _Candidate(product, inputs, error, product)
+            wanted.setdefault(couplings, TENSOR_PRODUCTS["clebsch_gordan"](layout, layout, reached, couplings=couplings))
+    for couplings, product in wanted.items():
+        module = _peer(product) if lmax <= PEER_LMAX else None
+        if module is None:
+            continue
         module = module.to(device=device, dtype=dtype)
-        product = TENSOR_PRODUCTS["clebsch_gordan"](layout, layout, lmax, couplings="even")
-        reference = to_e3nn(dense_product(product, x[:CHECKED_ROWS], y[:CHECKED_ROWS]), layout)
-        candidates[PEER] = (module, inputs, _checked_error(PEER, lmax, module(*inputs)[:CHECKED_ROWS], reference))
+        weights = torch.tensor(list(product.coefficients().values())).repeat_interleave(channels)
+        inputs = [to_e3nn(x, layout), to_e3nn(y, layout), weights.to(x)]
+        reference = to_e3nn(dense_product(product, x[:CHECKED_ROWS], y[:CHECKED_ROWS]), product.out)
+        error = _checked_error(PEER, lmax, module(*(part[:CHECKED_ROWS] for part in inputs[:2]), inputs[2]), reference)
+        candidates[PEER, couplings] = _Candidate(module, inputs, error, product)
     return candidates
 
 
-def _peer(lmax: int, channels: int, product: TensorProduct) -> tuple[torch.nn.Module, Tensor] | None:
-    """e3nn's TensorProduct with the same even paths, one weight per path and channel, and the weights that give the same output."""
+def _peer(product: TensorProduct) -> torch.nn.Module | None:
+    """e3nn's TensorProduct with the same paths, one weight per path and channel."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e3nn compiles with TorchScript, which newer PyTorch calls deprecated
             from e3nn import o3
 
-            irreps = format_irreps(natural_layout(lmax, channels))
-            paths = list(product.coefficients())
-            module = o3.TensorProduct(
-                irreps,
-                irreps,
-                irreps,
-                [(path.i1, path.i2, path.l3, "uuu", True) for path in paths],
+            instructions = [(p.i1, p.i2, block, "uuu", True) for p, block in zip(product.paths, product.out_blocks, strict=True)]
+            return o3.TensorProduct(
+                format_irreps(product.in1),
+                format_irreps(product.in2),
+                format_irreps(product.out),
+                instructions,
                 irrep_normalization="none",
                 path_normalization="none",
                 internal_weights=False,
@@ -153,8 +214,6 @@ def _peer(lmax: int, channels: int, product: TensorProduct) -> tuple[torch.nn.Mo
     except Exception as error:  # e3nn 0.4.4 under PyTorch >= 2.6 fails with an unpickling error, not an ImportError
         print(f"{PEER} is left out: {type(error).__name__}: {str(error).splitlines()[0]}")
         return None
-    coefficients = torch.tensor(list(product.coefficients().values()))
-    return module, coefficients.repeat_interleave(channels)
 
 
 def _checked_error(name: str, lmax: int, output: Tensor, reference: Tensor) -> float:
@@ -170,6 +229,8 @@ def _step(call: Callable, inputs: list[Tensor], mode: str) -> Callable[[], objec
     if mode == "forward":
         return lambda: _without_gradient(call, inputs)
     inputs = [tensor.clone().requires_grad_() for tensor in inputs]
+    if mode == "forward+backward":
+        return lambda: torch.autograd.grad(call(*inputs).square().sum(), inputs[:2])
 
     def energy_and_force_step():
         forces = torch.autograd.grad(call(*inputs).square().sum(), inputs[:2], create_graph=True)
@@ -183,17 +244,20 @@ def _without_gradient(call: Callable, inputs: list[Tensor]) -> Tensor:
     return call(*inputs)
 
 
-def _alternate(steps: dict[str, Callable], repeats: int, device: str, warmup: int = 3) -> dict[str, list[float]]:
-    """Seconds of each call, the candidates taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def _alternate(steps: dict, repeats: int, device: str, warmup: int = 3) -> dict:
+    """Seconds of each call, the candidates taking turns; fewer turns where they are long."""
+    times: dict = {name: [] for name in steps}
+    begin = time.perf_counter()
     for round_ in range(warmup + repeats):
         for name, step in steps.items():
             _synchronize(device)
             start = time.perf_counter()
             step()
             _synchronize(device)
-            if round_ >= warmup:
+            if round_ >= min(warmup, 1) or time.perf_counter() - begin > SECONDS_PER_TIMING:
                 times[name].append(time.perf_counter() - start)
+        if time.perf_counter() - begin > SECONDS_PER_TIMING and all(len(seconds) > 2 for seconds in times.values()):
+            break
     return times
 
 
@@ -202,17 +266,32 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _row(name: str, lmax: int, mode: str, seconds: list[float], peer: list[float] | None, error: float) -> dict:
+def _figures(
+    seconds: list[float],
+    peer: list[float] | None,
+    candidate: _Candidate,
+    mode: str,
+    batch: int,
+    dtype: torch.dtype,
+    peak: tuple[float, float],
+) -> dict:
+    """Columns of one timing. Work and roofline are those of the forward product: what a fused kernel of this algorithm would need."""
     low, median, high = statistics.quantiles(seconds, n=4)
+    product = candidate.product
+    flops, moved = batch * product.flops(), batch * product.bytes(dtype)
+    shown = mode == "forward" and candidate.call is product  # the peer's algorithm is its own
     return {
-        "benchmark": "tensor-products",
-        "product": name,
-        "lmax": lmax,
-        "mode": mode,
         "median_ms": round(1e3 * median, 4),
         "spread_ms": round(1e3 * (high - low), 4),
         f"{PEER}_over_this": round(statistics.median(peer) / median, 3) if peer else "",
-        "max_error": f"{error:.1e}",
+        "max_error": f"{candidate.error:.1e}",
+        "degrees_of_freedom": product.degrees_of_freedom,
+        "us_per_degree_of_freedom": round(1e6 * median / product.degrees_of_freedom, 3),
+        "megaflop": round(flops / 1e6, 3) if shown else "",
+        "megabyte": round(moved / 1e6, 3) if shown else "",
+        "roofline_fraction": round(max(flops / peak[0], moved / peak[1]) / median, 4) if shown else "",
+        "machine_gflop_per_s": round(peak[0] / 1e9, 1),
+        "machine_gbyte_per_s": round(peak[1] / 1e9, 1),
     }
 
 

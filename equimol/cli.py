@@ -229,7 +229,11 @@ def _md(options: argparse.Namespace) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", choices=("tensor-products",), default="tensor-products")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2, 3, 4], metavar="L", help="degrees (default: 1 2 3 4)")
+    parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2, 3], metavar="L", help="degrees (default: 1 2 3)")
+    parser.add_argument(
+        "--setting", default="channel-wise", help="channel-wise (as models use them), mimo, simo or siso (default: %(default)s)"
+    )
+    parser.add_argument("--products", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--channels", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1000, help="rows (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -237,11 +241,17 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from equimol.bench import print_table, tensor_products
+    from equimol.bench import SETTINGS, print_table, tensor_products
     from equimol.models import find_device
+    from equimol.tensor_products import TENSOR_PRODUCTS
+    from equimol.training.config import check_keys
 
+    check_keys("settings", [options.setting], SETTINGS)
+    check_keys("products", options.products or [], TENSOR_PRODUCTS)
     size = {"channels": options.channels, "batch": options.batch, "device": str(find_device(options.device))}
-    print_table(tensor_products(options.lmax, **size, quick=options.quick, csv=options.out))
+    print_table(
+        tensor_products(options.lmax, setting=options.setting, products=options.products, **size, quick=options.quick, csv=options.out)
+    )
 
 
 # --- info ------------------------------------------------------------------------------------------------------------------------

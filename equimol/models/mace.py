@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equimol.models.base import ConfiguredPotential
 from equimol.nn import BesselBasis, DegreeLinear, ElementLinear, ScalarMLP
-from equimol.o3 import Layout, natural_layout, spherical_harmonics
+from equimol.o3 import Block, Layout, natural_layout, spherical_harmonics
 from equimol.ops import gather
 from equimol.tensor_products import EDGE_CONVOLUTIONS, MANY_BODY_PRODUCTS
 
@@ -25,6 +25,7 @@ class MACEConfig:
     channels: int = 64
     lmax_hidden: int = 1  # largest degree of the features between layers
     lmax_edge: int = 3  # largest degree of the edge harmonics and of the sums over neighbours
+    rank: int = 1  # of products with weights per degree: so many filters, and products of so many channel mixes
     correlation: int = 3  # body order of one layer, minus one
     layers: int = 2
     radial_basis: int = 8
@@ -36,9 +37,14 @@ class MACEConfig:
         products = [name for name in EDGE_CONVOLUTIONS if name in MANY_BODY_PRODUCTS]
         if self.product not in products:
             raise ValueError(f"product must be one of {', '.join(products)}, got {self.product!r}")
-        for field in ("cutoff", "channels", "correlation", "layers", "radial_basis", "radial_width", "readout_width", "average_neighbors"):
+        positive = ("cutoff", "channels", "rank", "correlation", "layers", "radial_basis", "radial_width", "readout_width")
+        for field in (*positive, "average_neighbors"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if self.rank > 1 and self.product == "clebsch_gordan":
+            raise ValueError(
+                f"rank belongs to products with weights per degree; clebsch_gordan has one per path, leave out rank={self.rank}"
+            )
         if not 0 <= self.lmax_hidden <= self.lmax_edge:
             raise ValueError(f"lmax_hidden must be between 0 and lmax_edge ({self.lmax_edge}), got {self.lmax_hidden}")
         object.__setattr__(self, "elements", tuple(sorted(int(z) for z in self.elements)))
@@ -96,13 +102,14 @@ class Layer(nn.Module):
         channels, elements = config.channels, len(config.elements)
         self.average_neighbors = config.average_neighbors
         self.linear_up = DegreeLinear(hidden_in, hidden_in)
-        self.convolution = EDGE_CONVOLUTIONS[config.product](hidden_in, config.lmax_edge, config.lmax_edge)
+        rank = {} if config.product == "clebsch_gordan" else {"rank": config.rank}
+        self.convolution = EDGE_CONVOLUTIONS[config.product](hidden_in, config.lmax_edge, config.lmax_edge, **rank)
         width = config.radial_width
         self.radial_weights = ScalarMLP(config.radial_basis, width, width, width, self.convolution.num_weights * channels)
-        sums = natural_layout(config.lmax_edge, channels)
+        sums = tuple(Block(b.l, b.parity, config.rank * channels) for b in self.convolution.out)
         self.linear_sums = DegreeLinear(self.convolution.out, sums)
         self.product = MANY_BODY_PRODUCTS[config.product](sums, [b.l for b in hidden_out], config.correlation, elements)
-        self.product_weights = nn.Parameter(torch.randn(elements, self.product.num_weights, channels))
+        self.product_weights = nn.Parameter(torch.randn(elements, self.product.num_weights, config.rank * channels))
         self.linear_out = DegreeLinear(self.product.out, hidden_out)
         self.residual = ElementLinear(hidden_in, hidden_out, elements)
 

@@ -1,6 +1,6 @@
 """Mathematics of O(3): layouts, harmonics, rotations, couplings, and functions on grids. Knows no atoms."""
 
-from equimol.o3.coupling import Path, coupling_paths, gaunt_coefficient, wigner_3j
+from equimol.o3.coupling import Path, bracket_coefficient, coupling_paths, gaunt_coefficient, wigner_3j, wigner_6j
 from equimol.o3.fourier import TorusGrid, fourier_coefficients, half_sphere_integral
 from equimol.o3.harmonics import spherical_harmonics
 from equimol.o3.layout import (
@@ -17,7 +17,7 @@ from equimol.o3.layout import (
     split_blocks,
     to_e3nn,
 )
-from equimol.o3.sphere import SphereGrid, gauss_legendre_grid, lebedev_grid
+from equimol.o3.sphere import SeparableGrid, SphereGrid, gauss_legendre_grid, gradient_scale, lebedev_grid, sphere_grid
 from equimol.o3.tables import Table
 from equimol.o3.wigner import rotate, wigner_d
 
@@ -25,15 +25,18 @@ __all__ = [
     "Block",
     "Layout",
     "Path",
+    "SeparableGrid",
     "SphereGrid",
     "Table",
     "TorusGrid",
+    "bracket_coefficient",
     "coupling_paths",
     "format_irreps",
     "fourier_coefficients",
     "from_e3nn",
     "gaunt_coefficient",
     "gauss_legendre_grid",
+    "gradient_scale",
     "half_sphere_integral",
     "is_natural",
     "layout_dim",
@@ -43,9 +46,11 @@ __all__ = [
     "natural_layout",
     "parse_irreps",
     "rotate",
+    "sphere_grid",
     "split_blocks",
     "spherical_harmonics",
     "to_e3nn",
     "wigner_3j",
+    "wigner_6j",
     "wigner_d",
 ]

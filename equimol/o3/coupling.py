@@ -68,6 +68,41 @@ def gaunt_coefficient(l1: int, l2: int, l3: int) -> float:
     return math.sqrt(numerator / f(total + 1) / (4 * math.pi))
 
 
+def bracket_coefficient(l1: int, l2: int, l3: int) -> float:
+    """The factor h >= 0 in ∫ r·(∇Y_l1 × ∇Y_l2) Y_l3 = h * wigner_3j(l1, l2, l3), for harmonics of normalisation "integral".
+
+    h = sqrt((2l1+1)(2l2+1)(2l3+1) / 4π) sqrt(l1(l1+1) l2(l2+1)) |3j(l1 l2 l3; 1 -1 0)|; zero where l1+l2+l3 is even, or a degree
+    is 0, or the degrees do not couple. The surface Poisson bracket holds exactly the couplings that the pointwise product lacks.
+    """
+    if (l1 + l2 + l3) % 2 == 0 or min(l1, l2, l3) == 0 or not _triangle(l1, l2, l3):
+        return 0.0
+    symbol = abs(_clebsch_gordan(l1, l2, l3)[l1 + 1, l2 - 1, l3])  # |3j(l1 l2 l3; 1 -1 0)|
+    factors = (2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1) * l1 * (l1 + 1) * l2 * (l2 + 1)
+    return float(symbol) * math.sqrt(factors / (4 * math.pi))
+
+
+@cache
+def wigner_6j(l1: int, l2: int, l3: int, l4: int, l5: int, l6: int) -> float:
+    """Wigner 6j symbol {l1 l2 l3; l4 l5 l6} of integer degrees: how two ways to couple three features are related.
+
+    Exactly zero where one of the four triads (l1 l2 l3), (l1 l5 l6), (l4 l2 l6), (l4 l5 l3) does not couple, and at accidental zeros
+    such as {3 5 5; 3 3 3}: Racah's sum is one of integers, multinomial coefficients times k + 1.
+    """
+    triads = ((l1, l2, l3), (l1, l5, l6), (l4, l2, l6), (l4, l5, l3))
+    if not all(_triangle(*triad) for triad in triads):
+        return 0.0
+    f = math.factorial
+    lower = [sum(triad) for triad in triads]
+    upper = [l1 + l2 + l4 + l5, l2 + l3 + l5 + l6, l3 + l1 + l6 + l4]
+    racah = 0
+    for k in range(max(lower), min(upper) + 1):
+        parts = [k - s for s in lower] + [s - k for s in upper]  # they sum to k
+        racah += (-1) ** k * (f(k + 1) // math.prod(f(part) for part in parts))
+    numerator = math.prod(f(a + b - c) * f(a - b + c) * f(b + c - a) for a, b, c in triads)
+    denominator = math.prod(f(s + 1) for s in lower)
+    return math.copysign(math.sqrt(racah**2 * numerator / denominator), racah)
+
+
 def _triangle(l1: int, l2: int, l3: int) -> bool:
     return abs(l1 - l2) <= l3 <= l1 + l2
 

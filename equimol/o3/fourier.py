@@ -57,12 +57,10 @@ class TorusGrid(nn.Module):
 
     def synthesis(self, x: Float[Tensor, "... harmonics channels"]) -> Float[Tensor, "... points channels"]:
         """Values of functions given by coefficients `[..., (l+1)**2, channels]`, with any l up to the largest of lmaxes_in."""
-        l, centre = degree_of(x, self.lmax_in), self.lmax_in
         if not x.numel():  # the FFT refuses an empty batch
             return torch.matmul(x.new_zeros(self.points, x.shape[-2]), x)
-        table = self._series(x)[:, centre - l : centre + l + 1, : l + 1, : x.shape[-2]]
-        real, imag = torch.matmul(table.flatten(0, 2), x).unflatten(-2, table.shape[:3]).unbind(-4)
-        series = torch.complex(real, imag)  # [..., u, v >= 0, channels]
+        series = self.series(x)
+        l = series.shape[-2] - 1
         gap = series.new_zeros(*series.shape[:-3], 2 * (self.rows - 1 - l), *series.shape[-2:])
         in_fft_order = torch.cat([series[..., l:, :, :], gap, series[..., :l, :, :]], dim=-3)
         # Along u first: there are still only l+1 columns, and afterwards half of the rows can go.
@@ -78,8 +76,27 @@ class TorusGrid(nn.Module):
         kept = torch.fft.rfft(samples, dim=-2, norm="forward")[..., : self.lmax_out + 1, :]
         mirrored = kept[..., 1:, :, :].flip(-3) * self._mirror(values)  # rows with b > π
         series = torch.fft.fft(torch.cat([kept, mirrored], dim=-3), dim=-3, norm="forward")[..., : self.rows, :, :]
+        return self.integral(series)
+
+    def series(self, x: Float[Tensor, "... harmonics channels"]) -> Complex[Tensor, "... u v channels"]:
+        """Fourier coefficients for u = -l .. l and v = 0 .. l; those of negative v are F_{-u,-v} = conj(F_uv)."""
+        l, centre = degree_of(x, self.lmax_in), self.lmax_in
+        table = self._series(x)[:, centre - l : centre + l + 1, : l + 1, : x.shape[-2]]
+        real, imag = torch.matmul(table.flatten(0, 2), x).unflatten(-2, table.shape[:3]).unbind(-4)
+        return torch.complex(real, imag)
+
+    def integral(self, series: Complex[Tensor, "... u v channels"]) -> Float[Tensor, "... harmonics channels"]:
+        """Coefficients of a product given by its Fourier coefficients for u = 0 .. its degree and v = 0 .. lmax_out."""
         parts = torch.stack([series.real, series.imag], dim=-4).flatten(-4, -2)
-        return torch.matmul(self._integral(values), parts)
+        return torch.matmul(self._integral(parts), parts)
+
+    def flops(self, synthesised: int, signals: int, analysed: int) -> int:
+        """Multiplications and additions, one channel: this many coefficients in, signals of them, analyses. A real FFT: 5/2 n log2 n."""
+        l = math.isqrt(synthesised) - 1
+        fft = 2.5 * self.points * math.log2(self.points)
+        coefficients = 4 * (2 * l + 1) * (l + 1) * synthesised
+        integrals = 4 * self.rows * (self.lmax_out + 1) ** 3
+        return round(signals * (coefficients + fft) + analysed * (integrals + fft))
 
     def extra_repr(self) -> str:
         return f"lmax_in={self.lmax_in}, lmax_out={self.lmax_out}, points={self.rows}x{self.columns}"

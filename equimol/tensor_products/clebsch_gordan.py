@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equimol.o3 import Layout, Table, layout_slices, wigner_3j
+from equimol.o3 import Layout, Table, layout_dim, layout_slices, wigner_3j
 from equimol.tensor_products.base import TensorProduct
 
 
@@ -34,10 +34,9 @@ class ClebschGordan(TensorProduct):
             self._groups.setdefault((path.i1, path.i2 if self.channels2 > 1 else None), []).append(number)
         self._tables = nn.ModuleList(Table(self._coupling_table(key, members)) for key, members in self._groups.items())
 
-    def forward(
+    def product(
         self, x: Float[Tensor, "... dim1"], y: Float[Tensor, "... dim2"], weights: Float[Tensor, "... num_weights channels"]
     ) -> Float[Tensor, "... dim_out"]:
-        self.check(x, y, weights)
         xs = [x[..., s].unflatten(-1, (-1, self.channels)) for s in layout_slices(self.in1)]
         ys = [y[..., s].unflatten(-1, (-1, self.channels2)) for s in layout_slices(self.in2)]
         factors = self.path_weights(weights).unsqueeze(-2).unbind(-3)  # per path [..., 1, channels]
@@ -49,6 +48,19 @@ class ClebschGordan(TensorProduct):
             for n, part in zip(members, parts, strict=True):
                 blocks[self.out_blocks[n]].append(part * factors[n])
         return torch.cat([reduce(torch.add, parts) for parts in blocks], dim=-2).flatten(-2)
+
+    def flops(self) -> int:
+        total = 0
+        for (i1, i2), members in self._groups.items():
+            rows = sum(2 * self.paths[n].l3 + 1 for n in members)
+            size1 = 2 * self.in1[i1].l + 1
+            if i2 is None:  # y with the table, the result with x
+                total += 2 * rows * size1 * layout_dim(self.in2) + 2 * rows * size1 * self.channels
+            else:  # x with y, the table with the result
+                pairs = size1 * (2 * self.in2[i2].l + 1)
+                total += (pairs + 2 * rows * pairs) * self.channels
+            total += 2 * rows * self.channels  # weights and the sum of paths
+        return total
 
     @staticmethod
     def _couple(table: Float[Tensor, "dim2 columns"], x: Float[Tensor, "... m1 channels"], y: Float[Tensor, "... dim2"]) -> Tensor:

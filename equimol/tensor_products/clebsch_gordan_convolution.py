@@ -35,7 +35,7 @@ class ClebschGordanConvolution(EdgeConvolution):
         paths = coupling_paths(in_layout, natural_layout(lmax_edge, 1), self.out_degrees, couplings)
         self.paths = tuple(sorted(paths, key=lambda p: (p.l2, p.i1, p.l3)))  # weights in this order
         self.num_weights = len(self.paths)
-        kinds = sorted({(p.l3, -p.p3) for p in self.paths})  # even parity first, as e3nn sorts
+        kinds = sorted({(p.l3, -p.p3) for p in self.paths})  # even parity first
         self._columns = {kind: [n for n, p in enumerate(self.paths) if (p.l3, -p.p3) == kind] for kind in kinds}
         self.out = tuple(Block(l, -minus, self.channels * len(columns)) for (l, minus), columns in self._columns.items())
         self._tables = nn.ModuleList()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from equimol.o3 import Layout, lmax_of, wigner_3j
 from equimol.o3.tables import Table
 from equimol.ops import dense, gather
-from equimol.tensor_products.base import ManyBodyProduct
+from equimol.tensor_products.base import ManyBodyProduct, require_natural
 
 
 class SymmetricContraction(ManyBodyProduct):
@@ -34,6 +34,7 @@ class SymmetricContraction(ManyBodyProduct):
 
     def __init__(self, in_layout: Layout, out_degrees: int | Iterable[int], correlation: int, num_elements: int) -> None:
         super().__init__(in_layout, out_degrees, correlation, num_elements)
+        require_natural(type(self).__name__, "in_layout", in_layout)
         lmax = lmax_of(in_layout)
         self._monomials = _Monomials(lmax, correlation - 1)
         self._shapes = []  # of D for even and for odd monomials: [rows, monomials]

@@ -8,6 +8,7 @@ import torch
 
 from equimol.o3 import (
     Path,
+    bracket_coefficient,
     coupling_paths,
     gaunt_coefficient,
     gauss_legendre_grid,
@@ -140,3 +141,25 @@ def test_even_paths_of_natural_layouts_keep_the_parity_of_the_harmonics():
 def test_an_unknown_kind_of_coupling_is_refused():
     with pytest.raises(ValueError, match="'evn'"):
         coupling_paths(natural_layout(1, 1), natural_layout(1, 1), [0], "evn")
+
+
+def test_brackets_of_harmonics_are_3j_symbols_with_their_coefficient():
+    """∫ r·(∇Y_l1 × ∇Y_l2) Y_l3, by a quadrature that is exact for it: every odd coupling, no even one."""
+    lmax, lmax_out = 4, 8
+    points, weights = gauss_legendre_grid(2 * lmax + lmax_out)
+    values = spherical_harmonics(points, lmax_out, "integral")
+    axes = torch.eye(3, dtype=torch.float64)
+    gradients = torch.stack(
+        [torch.func.jvp(lambda p: spherical_harmonics(p, lmax, "integral"), (points,), (axis.expand_as(points),))[1] for axis in axes],
+        dim=-1,
+    )  # [points, harmonics, 3]
+    for l1, l2, l3 in triples(lmax, lmax_out):
+        a, b = gradients[:, l1**2 : (l1 + 1) ** 2, None], gradients[:, None, l2**2 : (l2 + 1) ** 2]
+        bracket = (torch.linalg.cross(*torch.broadcast_tensors(a, b)) * points[:, None, None]).sum(-1)
+        block = torch.einsum("pij,pk,p->ijk", bracket, values[:, l3**2 : (l3 + 1) ** 2], weights)
+        torch.testing.assert_close(block, bracket_coefficient(l1, l2, l3) * wigner_3j(l1, l2, l3), rtol=0, atol=1e-11)
+        assert (bracket_coefficient(l1, l2, l3) > 0) == bool((l1 + l2 + l3) % 2)
+
+
+def test_no_odd_coupling_is_lost_by_accident():
+    assert all(bracket_coefficient(*ls) > 0.01 for ls in triples(12) if sum(ls) % 2)

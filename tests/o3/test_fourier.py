@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from equimol.o3 import SphereGrid, TorusGrid, fourier_coefficients, half_sphere_integral, spherical_harmonics
+from equimol.o3 import TorusGrid, fourier_coefficients, half_sphere_integral, sphere_grid, spherical_harmonics
 from equimol.o3.fourier import sphere_integrals
 
 DEGREES = [(1, 1, 1), (2, 2, 2), (2, 2, 4), (3, 2, 3), (3, 3, 6), (4, 4, 4), (4, 0, 0), (0, 3, 1), (2, 1, 5), (5, 0, 4)]
@@ -81,7 +81,7 @@ def test_the_table_of_integrals_projects_series_on_harmonics(generator):
 @pytest.mark.parametrize(("l1", "l2", "l3"), DEGREES)
 def test_products_on_the_torus_are_products_on_the_sphere(l1, l2, l3, generator):
     x, y = coefficients(generator, l1), coefficients(generator, l2)
-    sphere, torus = (kind((l1, l2), l3, l1 + l2 + l3) for kind in (SphereGrid, TorusGrid))
+    sphere, torus = (kind((l1, l2), l3, l1 + l2 + l3) for kind in (sphere_grid, TorusGrid))
     results = [grid.analysis(grid.synthesis(x) * grid.synthesis(y)) for grid in (sphere, torus)]
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
 
@@ -102,7 +102,7 @@ def test_a_product_on_the_torus_is_a_convolution_of_series(generator):
 
 def test_a_triple_product_on_the_torus_is_the_one_on_the_sphere(generator):
     x = coefficients(generator, 2)
-    cubes = [grid.analysis(grid.synthesis(x) ** 3) for grid in (kind((2, 2, 2), 1, 7) for kind in (SphereGrid, TorusGrid))]
+    cubes = [grid.analysis(grid.synthesis(x) ** 3) for grid in (kind((2, 2, 2), 1, 7) for kind in (sphere_grid, TorusGrid))]
     torch.testing.assert_close(cubes[1], cubes[0], rtol=0, atol=1e-12)
 
 

@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from equimol.o3 import SphereGrid, gaunt_coefficient, gauss_legendre_grid, lebedev_grid, spherical_harmonics, wigner_3j
-from equimol.o3.sphere import LEBEDEV_ORDERS
+from equimol.o3 import (
+    bracket_coefficient,
+    gaunt_coefficient,
+    gauss_legendre_grid,
+    gradient_scale,
+    lebedev_grid,
+    sphere_grid,
+    spherical_harmonics,
+    wigner_3j,
+)
+from equimol.o3.sphere import ALGORITHMS, LEBEDEV_ORDERS
 
 DEGREES = [(2, 2, 2), (2, 2, 4), (3, 2, 3), (3, 3, 6), (4, 4, 4), (3, 0, 1)]
 
@@ -61,15 +70,15 @@ def test_grids_integrate_up_to_their_band(grid, band):
 # Points for L x L -> L, whose band is 3L.
 @pytest.mark.parametrize(("lmax", "lebedev", "gauss"), [(1, 6, 8), (2, 26, 28), (3, 38, 50), (4, 74, 91), (5, 86, 128), (6, 146, 190)])
 def test_grids_have_their_known_sizes(lmax, lebedev, gauss):
-    sizes = [SphereGrid((lmax, lmax), lmax, 3 * lmax, quadrature).points for quadrature in ("lebedev", "gauss_legendre", "auto")]
-    assert sizes == [lebedev, gauss, lebedev]
+    sizes = [sphere_grid((lmax, lmax), lmax, 3 * lmax, algorithm).points for algorithm in ("lebedev", "gauss_legendre", "separable")]
+    assert sizes == [lebedev, gauss, gauss]
 
 
-@pytest.mark.parametrize("quadrature", ["lebedev", "gauss_legendre"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("l1", "l2", "l3"), DEGREES)
-def test_products_on_the_grid_are_gaunt_products(l1, l2, l3, quadrature, generator):
+def test_products_on_the_grid_are_gaunt_products(l1, l2, l3, algorithm, generator):
     x, y = coefficients(generator, l1), coefficients(generator, l2)
-    grid = SphereGrid((l1, l2), l3, l1 + l2 + l3, quadrature)
+    grid = sphere_grid((l1, l2), l3, l1 + l2 + l3, algorithm)
     product = grid.analysis(grid.synthesis(x) * grid.synthesis(y))
     torch.testing.assert_close(product, product_by_couplings(x, y, l3), rtol=0, atol=1e-12)
 
@@ -85,31 +94,65 @@ def test_a_smaller_grid_would_not_do(l1, l2, l3, generator):
         assert (product_on_points(*smaller, x, y, l3) - exact).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("quadrature", ["lebedev", "gauss_legendre"])
-def test_a_triple_product_is_exact_on_the_grid_of_its_band(quadrature, generator):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_triple_product_is_exact_on_the_grid_of_its_band(algorithm, generator):
     l, lmax_out = 2, 1
     x = coefficients(generator, l)
-    grid = SphereGrid((l, l, l), lmax_out, 3 * l + lmax_out, quadrature)
+    grid = sphere_grid((l, l, l), lmax_out, 3 * l + lmax_out, algorithm)
     cube = grid.analysis(grid.synthesis(x) ** 3)
     torch.testing.assert_close(cube, product_by_couplings(product_by_couplings(x, x, 2 * l), x, lmax_out), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("quadrature", ["lebedev", "gauss_legendre", "auto"])
-def test_analysis_undoes_synthesis(quadrature, generator):
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "auto"])
+def test_analysis_undoes_synthesis(algorithm, generator):
     x = coefficients(generator, 4)
-    grid = SphereGrid((4,), 4, 8, quadrature)
+    grid = sphere_grid((4,), 4, 8, algorithm)
     torch.testing.assert_close(grid.analysis(grid.synthesis(x)), x, rtol=0, atol=1e-13)
 
 
-def test_fewer_degrees_are_synthesised_as_if_the_rest_were_zero(generator):
-    grid = SphereGrid((1, 3), 3, 7)
+def bracket_by_couplings(x, y, lmax_out):
+    """Coefficients of the bracket of two functions, scaled as the grids scale it."""
+    l1s, l2s = (range(1, math.isqrt(f.shape[-2])) for f in (x, y))
+    out = x.new_zeros(*x.shape[:-2], (lmax_out + 1) ** 2, x.shape[-1])
+    for l1 in l1s:
+        for l2 in l2s:
+            for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1):
+                a, b = x[..., l1**2 : (l1 + 1) ** 2, :], y[..., l2**2 : (l2 + 1) ** 2, :]
+                coupled = torch.einsum("...ic,...jc,ijk->...kc", a, b, wigner_3j(l1, l2, l3))
+                strength = bracket_coefficient(l1, l2, l3) * math.prod(gradient_scale(l) for l in (l1, l2, l3))
+                out[..., l3**2 : (l3 + 1) ** 2, :] += strength * coupled
+    return out
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("l1", "l2", "l3"), [*DEGREES, (5, 6, 7)])
+def test_brackets_on_the_grid_hold_the_odd_couplings(l1, l2, l3, algorithm, generator):
+    x, y = coefficients(generator, l1), coefficients(generator, l2)
+    grid = sphere_grid((l1, l2), l3, l1 + l2 + l3, algorithm)
+    (a1, a2), (b1, b2) = grid.gradient(x).unbind(-3), grid.gradient(y).unbind(-3)
+    bracket = grid.analysis_of_bracket(a1 * b2 - a2 * b1)
+    torch.testing.assert_close(bracket, bracket_by_couplings(x, y, l3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_values_and_gradients_in_one_go_are_those_one_by_one(algorithm, generator):
+    grid, x = sphere_grid((3, 4), 3, 10, algorithm), coefficients(generator, 3)
+    together = grid.synthesis_and_gradient(x)
+    torch.testing.assert_close(together[..., 0, :, :], grid.synthesis(x))
+    torch.testing.assert_close(together[..., 1:, :, :], grid.gradient(x))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_fewer_degrees_are_synthesised_as_if_the_rest_were_zero(algorithm, generator):
+    grid = sphere_grid((1, 3), 3, 7, algorithm)
     x = coefficients(generator, 1)
     padded = torch.cat([x, x.new_zeros(3, 12, 2)], dim=-2)
     torch.testing.assert_close(grid.synthesis(x), grid.synthesis(padded))
+    torch.testing.assert_close(grid.gradient(x), grid.gradient(padded))
 
 
 def test_derivatives_of_a_product_are_right_to_second_order(generator):
-    grid = SphereGrid((1, 1), 1, 3)
+    grid = sphere_grid((1, 1), 1, 3)
     inputs = [coefficients(generator, 1, channels=1)[:1].requires_grad_() for _ in range(2)]
 
     def product(x, y):
@@ -120,7 +163,7 @@ def test_derivatives_of_a_product_are_right_to_second_order(generator):
 
 
 def test_single_precision_follows_the_input_and_spoils_no_digits(generator):
-    grid = nn.Sequential(SphereGrid((3,), 3, 6)).float().double()[0]
+    grid = nn.Sequential(sphere_grid((3,), 3, 6)).float().double()[0]
     x = coefficients(generator, 3)
     assert grid.synthesis(x.float()).dtype == torch.float32
     torch.testing.assert_close(grid.analysis(grid.synthesis(x.float())), x.float(), rtol=0, atol=1e-5)
@@ -128,23 +171,25 @@ def test_single_precision_follows_the_input_and_spoils_no_digits(generator):
 
 
 def test_one_function_and_an_empty_batch_are_inputs_too():
-    grid = SphereGrid((2,), 2, 4)
+    grid = sphere_grid((2,), 2, 4)
     assert grid.analysis(grid.synthesis(torch.ones(9, 1))).shape == (9, 1)
     assert grid.analysis(grid.synthesis(torch.ones(0, 9, 4))).shape == (0, 9, 4)
 
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="= 6, got 5"):
-        SphereGrid((2, 2), 2, 5)
+        sphere_grid((2, 2), 2, 5)
     with pytest.raises(ValueError, match="lmaxes_in"):
-        SphereGrid((), 2, 5)
+        sphere_grid((), 2, 5)
+    with pytest.raises(ValueError, match="algorithm must be one of"):
+        sphere_grid((2, 2), 2, 6, "fft")
     with pytest.raises(ValueError, match="'gauss'"):
-        SphereGrid((2, 2), 2, 6, "gauss")
+        sphere_grid((2, 2), 2, 6, "gauss")
     with pytest.raises(ValueError, match="gauss_legendre"):
         lebedev_grid(132)
     with pytest.raises(ValueError, match="got -1"):
         gauss_legendre_grid(-1)
-    grid = SphereGrid((2, 2), 2, 6)
+    grid = sphere_grid((2, 2), 2, 6)
     for rows in (8, 16, 0):
         with pytest.raises(ValueError, match="l <= 2"):
             grid.synthesis(torch.zeros(4, rows, 3))
@@ -153,4 +198,4 @@ def test_wrong_arguments_are_refused():
 
 
 def test_above_the_largest_lebedev_rule_auto_takes_gauss_legendre():
-    assert SphereGrid((0,), 0, 132).points == 67 * 133
+    assert sphere_grid((0,), 0, 132).points == 67 * 133

@@ -56,9 +56,9 @@ def test_paths_kept_apart_add_up_to_the_sum(random):
     torch.testing.assert_close(torch.cat(total), summed(x, y, w))
 
 
-def test_rank_weights_without_even_couplings_raise():
-    with pytest.raises(ValueError, match="pass couplings='even'"):
-        ClebschGordan(natural_layout(1, 2), natural_layout(1, 2), 1, rank=1)
+def test_a_rank_below_one_or_paths_kept_apart_raise():
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        ClebschGordan(natural_layout(1, 2), natural_layout(1, 2), 1, rank=0)
     with pytest.raises(ValueError, match="pass sum_paths=True"):
         ClebschGordan(natural_layout(1, 2), natural_layout(1, 2), 1, couplings="even", rank=1, sum_paths=False)
 

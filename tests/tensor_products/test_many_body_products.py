@@ -97,7 +97,7 @@ def test_species_of_other_atoms_are_refused(product, random):
 @pytest.mark.parametrize(
     ("layout", "out", "correlation", "message"),
     [
-        ("2x0e+2x1e", 1, 2, "natural parity"),
+        ("2x0o+2x1e", 1, 2, "natural parity"),
         ("2x0e+2x1o", 3, 2, "cannot be reached"),
         ("2x0e+2x1o", 1, 0, "correlation"),
     ],

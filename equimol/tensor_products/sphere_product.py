@@ -1,0 +1,151 @@
+"""Products of two functions on the sphere: pointwise, by the surface Poisson bracket, or both from one synthesis.
+
+The pointwise product (Luo et al. 2024, arXiv:2401.10216) holds the couplings with l1+l2+l3 even; the bracket r.(grad A x grad B)
+(Bochkarev et al. 2026, arXiv:2605.15073) those with an odd sum, the cross product among them. Final classes: gaunt_grid.py,
+gaunt_fourier.py, bracket_grid.py, complete_grid.py.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from equimol.o3 import Block, Layout, Table, format_irreps, lmax_of
+from equimol.tensor_products.base import TensorProduct, balance, sphere_strength
+
+BLOCK_NUMBERS = 2**18  # values on the grid that are alive at a time: about what the cache of one core holds
+
+
+class SphereProduct(TensorProduct):
+    """z = mean over r of c_r [(a_r x) * (b_r y)]_l3, where * multiplies functions on the sphere.
+
+    ``rank=None`` means rank 1. The same numbers as ClebschGordan of the same rank. In each layout an irrep may appear once; degrees
+    need not be contiguous. Blocks of natural parity, (-1)^l, together are one function on the sphere, the others are a second one,
+    a pseudo-function: even couplings of two functions of a kind give a function, odd ones a pseudo-function, and so on.
+    """
+
+    make_grid: Callable[..., nn.Module]  # (lmaxes_in, lmax_out, band) -> synthesis, gradient, analysis, points, flops
+
+    def __init__(
+        self,
+        in1: Layout,
+        in2: Layout,
+        out_degrees: int | Iterable[int],
+        *,
+        couplings: str = "all",
+        sum_paths: bool = True,
+        rank: int | None = None,
+        **grid: str,
+    ) -> None:
+        super().__init__(in1, in2, out_degrees, couplings=couplings, sum_paths=sum_paths, rank=1 if rank is None else rank)
+        self._sides = [Side(name, layout) for name, layout in (("in1", in1), ("in2", in2))]
+        lmaxes, lmax_out = (lmax_of(in1), lmax_of(in2)), max(self.out_degrees)
+        self.grid = self.make_grid(lmaxes, lmax_out, sum(lmaxes) + lmax_out, **grid)
+        #: (kind of in1, kind of in2) -> which of even (0) and odd (1) couplings some path needs
+        self.products: dict[tuple[int, int], set[int]] = {}
+        for p in self.paths:
+            self.products.setdefault((kind_of(in1[p.i1]), kind_of(in2[p.i2])), set()).add((p.l1 + p.l2 + p.l3) % 2)
+        coefficients = self.coefficients()
+        scales = {}  # what normalises a block of out, for its even and its odd paths alike
+        for path, block in zip(self.paths, self.out_blocks, strict=True):
+            scales[block] = coefficients[path] / sphere_strength(path.l1, path.l2, path.l3)
+        self._balance = nn.ModuleList(Table(_column([balance(b.l) for b in layout])) for layout in (in1, in2))
+        self._scales = Table(_column([balance(b.l) * scales[n] for n, b in enumerate(self.out)]))
+
+    def product(
+        self, x: Float[Tensor, "... dim1"], y: Float[Tensor, "... dim2"], weights: Float[Tensor, "... num_weights channels"]
+    ) -> Float[Tensor, "... dim_out"]:
+        a, b, c = self.rank_factors(weights)
+        a = _spread(a * self._balance[0](a), self.in1)  # [..., rank, components, channels]
+        b = _spread(b * self._balance[1](b), self.in2)
+        c = _spread(c * self._scales(c), self.out)
+        rows = max(1, BLOCK_NUMBERS // (self.grid.points * self.channels * self.rank))
+        one_batch = x.ndim == 2 and x.shape[:-1] == y.shape[:-1] and len(x) > rows and weights.ndim < 4
+        if not one_batch or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._multiply(x, y, a, b, c)
+        # a few rows at a time, so that their values on the grid stay in the cache
+        blocks = [x.split(rows), y.split(rows)]
+        blocks += [f.split(rows) if f.ndim == 4 and len(f) == len(x) else [f] * len(blocks[0]) for f in (a, b, c)]
+        return torch.cat([self._multiply(*block) for block in zip(*blocks, strict=True)])
+
+    def flops(self) -> int:
+        sizes = [(lmax_of(layout) + 1) ** 2 for layout in (self.in1, self.in2)]
+        total = sum(2 * b.l + 1 for layout in (self.in1, self.in2, self.out) for b in layout)  # the weights
+        for parities in self.products.values():
+            signals = (0 in parities) + 2 * (1 in parities)
+            total += sum(self.grid.flops(size, signals, 0) for size in sizes) + self.grid.flops(0, 0, len(parities))
+            total += self.grid.points * ((0 in parities) + 3 * (1 in parities))
+        return self.channels * self.rank * total
+
+    def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Coefficients [..., rank, harmonics, channels] of the product of two functions."""
+        return self.grid.analysis(self.grid.synthesis(x) * self.grid.synthesis(y))
+
+    def bracket(self, x: Tensor, y: Tensor) -> Tensor:
+        """Coefficients of the bracket of two functions."""
+        return self.grid.analysis_of_bracket(_cross(self.grid.gradient(x).unbind(-3), self.grid.gradient(y).unbind(-3)))
+
+    def both(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Product and bracket from one synthesis of each function."""
+        f, *gradient1 = self.grid.synthesis_and_gradient(x).unbind(-3)
+        g, *gradient2 = self.grid.synthesis_and_gradient(y).unbind(-3)
+        return self.grid.analysis(f * g), self.grid.analysis_of_bracket(_cross(gradient1, gradient2))
+
+    def _multiply(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        x = x.unflatten(-1, (1, -1, self.channels)) * a
+        y = y.unflatten(-1, (1, -1, self.channels2)) * b
+        degrees: dict[int, list[tuple[Tensor, ...]]] = {1: [], -1: []}  # per kind, the coefficients of every degree, term by term
+        for (kind1, kind2), parities in self.products.items():
+            f, g = self._sides[0].function(x, kind1), self._sides[1].function(y, kind2)
+            terms = self.both(f, g) if parities == {0, 1} else (self.pointwise(f, g),) if parities == {0} else (self.bracket(f, g),)
+            for odd, z in zip(sorted(parities), terms, strict=True):
+                degrees[kind1 * kind2 * (-1) ** odd].append(z.split([2 * l + 1 for l in range(self.grid.lmax_out + 1)], dim=-2))
+        blocks = [reduce(torch.add, (by_degree[block.l] for by_degree in degrees[kind_of(block)])) for block in self.out]
+        z = torch.cat(blocks, dim=-2) * c
+        return (z.squeeze(-3) if self.rank == 1 else z.mean(-3)).flatten(-2)
+
+
+class Side:
+    """Which rows of a feature are its function and which its pseudo-function."""
+
+    def __init__(self, name: str, layout: Layout) -> None:
+        if len({(b.l, b.parity) for b in layout}) != len(layout):
+            raise ValueError(
+                f"{name} must have each irrep once, as functions on the sphere do, got {format_irreps(layout)}; merge equal irreps"
+            )
+        self.sizes = [2 * b.l + 1 for b in layout]
+        self.blocks = {kind: {b.l: n for n, b in enumerate(layout) if kind_of(b) == kind} for kind in (1, -1)}
+
+    def function(self, x: Float[Tensor, "... components channels"], kind: int) -> Float[Tensor, "... harmonics channels"]:
+        """Coefficients of degrees 0 to the largest one of this kind, zero where the layout has none."""
+        members = self.blocks[kind]
+        if list(members.items()) == [(n, n) for n in range(len(self.sizes))]:
+            return x
+        parts = x.split(self.sizes, dim=-2)
+        rows = [parts[members[l]] if l in members else x.new_zeros(*x.shape[:-2], 2 * l + 1, x.shape[-1]) for l in range(max(members) + 1)]
+        return torch.cat(rows, dim=-2)
+
+
+def _cross(f: Sequence[Tensor], g: Sequence[Tensor]) -> Tensor:
+    """f_1 g_2 - f_2 g_1"""
+    return torch.addcmul(f[0] * g[1], f[1], g[0], value=-1)
+
+
+def kind_of(block: Block) -> int:
+    """1 for natural parity, -1 for the other."""
+    return block.parity * (-1) ** block.l
+
+
+def _column(values: list[float]) -> Float[Tensor, "rows 1"]:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def _spread(factors: Float[Tensor, "... blocks channels"], layout: Layout) -> Float[Tensor, "... components channels"]:
+    """A factor per block as one per component."""
+    parts = [
+        part.unsqueeze(-2).expand(*part.shape[:-1], 2 * block.l + 1, part.shape[-1])
+        for part, block in zip(factors.unbind(-2), layout, strict=True)
+    ]
+    return torch.cat(parts, dim=-2)
