@@ -1,9 +1,9 @@
-"""One interface, three bases: the same Gaunt product on a sphere's grid, in Fourier space, and as a Clebsch-Gordan sum."""
+"""One interface, many ways: products on the sphere with weights per degree, against the Clebsch-Gordan sum with the same weights."""
 
 import torch
 
 from equimol.o3 import format_irreps, natural_layout, rotate
-from equimol.tensor_products import TENSOR_PRODUCTS
+from equimol.tensor_products import TENSOR_PRODUCTS, ClebschGordan
 
 
 def main() -> None:
@@ -14,12 +14,16 @@ def main() -> None:
     rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))  # proper or improper: both must hold
 
     for name, cls in TENSOR_PRODUCTS.items():
-        product = cls(layout, layout, 2, couplings="even", rank=1).double()
+        product = cls(layout, layout, [1, 2], couplings=cls.couples, rank=1).double()
+        plain = ClebschGordan(layout, layout, [1, 2], couplings=cls.couples, rank=1).double()
         weights = torch.ones(product.num_weights, 4, dtype=torch.float64)
         out = product(x, y, weights)
         rotated = product(rotate(x, layout, rotation), rotate(y, layout, rotation), weights)
         error = (rotated - rotate(out, product.out, rotation)).abs().max()
-        print(f"{name:16} first numbers {out[0, :3].tolist()}  equivariant to {error:.0e}")
+        same = torch.allclose(out, plain(x, y, weights), atol=1e-12)  # vector_signal and matrix weigh couplings in their own way
+        print(
+            f"{name:16}{cls.couples:6}{format_irreps(product.out):28}{'as' if same else 'unlike'} Clebsch-Gordan, equivariant to {error:.0e}"
+        )
 
 
 if __name__ == "__main__":

@@ -86,13 +86,16 @@ class SO2Convolution(EdgeConvolution):
         atoms, neighbours = directions.shape[:2]
         frames = self._frames(directions.flatten(0, 1))
         aligned = turn_into(frames, sent.flatten(0, 1), self.in_layout)
+        # One view for all paths that need it: its derivative is a full tensor of mostly zeros.
+        sources = {(i1, m): _middle_rows(aligned[i1], m) for i1, m in {(p.i1, min(p.l1, p.l3)) for p in self.paths}}
+        targets = {(l3, m): _middle_rows(frames[l3], m) for l3, m in {(p.l3, min(p.l1, p.l3)) for p in self.paths}}
         coupled = []  # [atoms, 2*l3+1, channels] of each path
         for p, w, table in zip(self.paths, weights.flatten(0, 1).unbind(1), self._tables, strict=True):
-            orders = min(p.l1, p.l3)
-            rows = neighbours * (2 * orders + 1)
-            frame = _middle_rows(frames[p.l3], orders)
+            m = min(p.l1, p.l3)
+            frame = targets[p.l3, m]
             back = (frame.flip(1) if is_odd(p) else frame) * table(w)  # constant factors cost less here than on all channels
-            messages = _middle_rows(aligned[p.i1], orders) * w.unsqueeze(1)
+            messages = sources[p.i1, m] * w.unsqueeze(1)
+            rows = neighbours * (2 * m + 1)
             coupled.append(torch.bmm(back.reshape(atoms, rows, 2 * p.l3 + 1).mT, messages.reshape(atoms, rows, self.channels)))
         return torch.cat([torch.cat([coupled[n] for n in columns], -1).flatten(1) for columns in self._columns.values()], -1)
 

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from equimol.o3 import layout_dim, layout_slices, natural_layout, parse_irreps, rotate, spherical_harmonics, split_blocks
+from equimol.tensor_products import so2
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
 from equimol.tensor_products.gaunt_grid import GauntGridConvolution
 from equimol.tensor_products.so2 import SO2Convolution, SO2GauntConvolution, SO2MixedConvolution, aligned_coupling
@@ -202,6 +203,18 @@ def test_messages_of_single_edges_add_up_at_their_receivers(convolution, random)
         expected[receivers[e]] += message[1]
     torch.testing.assert_close(apply(convolution, features, vectors, weights, senders, receivers), expected, rtol=1e-12, atol=1e-12)
     assert not expected[4].any()
+
+
+def test_a_few_rows_at_a_time_give_the_same(convolution, random, monkeypatch):
+    features, vectors, weights, *edges = graph(convolution, random)
+    inputs = [a.requires_grad_() for a in (features, vectors, weights)]
+    results = []
+    for numbers in (so2.BLOCK_NUMBERS, 1):
+        monkeypatch.setattr(so2, "BLOCK_NUMBERS", numbers)
+        z = apply(convolution, *inputs, *edges)
+        results.append([z, *torch.autograd.grad(z.square().sum(), inputs)])
+    for at_once, one_by_one in zip(*results, strict=True):
+        torch.testing.assert_close(one_by_one, at_once, rtol=0, atol=1e-11)
 
 
 def test_padding_edges_without_length_or_weight_change_nothing(convolution, random):
