@@ -21,9 +21,8 @@ def main() -> None:
         rotated = product(rotate(x, layout, rotation), rotate(y, layout, rotation), weights)
         error = (rotated - rotate(out, product.out, rotation)).abs().max()
         same = torch.allclose(out, plain(x, y, weights), atol=1e-12)  # vector_signal and matrix weigh couplings in their own way
-        print(
-            f"{name:16}{cls.couples:6}{format_irreps(product.out):28}{'as' if same else 'unlike'} Clebsch-Gordan, equivariant to {error:.0e}"
-        )
+        like = "as" if same else "unlike"
+        print(f"{name:16}{cls.couples:6}{format_irreps(product.out):28}{like} Clebsch-Gordan, equivariant to {error:.0e}")
 
 
 if __name__ == "__main__":
