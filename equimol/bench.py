@@ -25,6 +25,7 @@ from equimol.tensor_products import MANY_BODY_PRODUCTS, TENSOR_PRODUCTS
 from equimol.tensor_products.base import TensorProduct
 
 PEER = "e3nn"
+COMPILED = "e3nn compiled"  # by torch.compile, whose AOTAutograd has no second derivatives
 MODES = ("forward", "forward+backward", "second derivative")
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}  # largest error relative to the largest output
 CHECKED_ROWS = 32  # the float64 reference is dense; a few rows of the timed batch tell as much as all
@@ -51,19 +52,23 @@ def tensor_products(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     quick: bool = False,
+    compile_peer: bool = False,
     csv: str | Path | None = None,
 ) -> list[dict]:
     """Times of products of two features, channel by channel, one row per product, couplings, degree and mode.
 
     The "second derivative" mode is what training on forces costs: output, gradient, and the gradient of a function of the gradient.
     Each product is compared with e3nn on the same couplings: only even ones for Gaunt products, only odd ones for the bracket.
+    ``compile_peer`` adds e3nn under torch.compile, which takes seconds per degree and knows no second derivatives.
     """
     peak = machine_limits(dtype, device)
     rows = []
     for lmax in lmaxes:
-        candidates = _candidates(setting, lmax, channels, batch, dtype, device, products)
+        candidates = _candidates(setting, lmax, channels, batch, dtype, device, products, compile_peer)
         for mode in modes:
-            steps = {key: _step(c.call, c.inputs, mode) for key, c in candidates.items()}
+            steps = {
+                key: _step(c.call, c.inputs, mode) for key, c in candidates.items() if (key[0], mode) != (COMPILED, "second derivative")
+            }
             times = _alternate(steps, repeats=5 if quick else 25, device=device)
             for (name, couplings), seconds in times.items():
                 candidate = candidates[name, couplings]
@@ -105,7 +110,7 @@ def print_table(rows: list[dict]) -> None:
     print(f"{'lmax':>4}  {'product':<16}{'couplings':<10}" + "".join(f"{mode:>28}" for mode in modes))
     for lmax, name, couplings in dict.fromkeys((row["lmax"], row["product"], row["couplings"]) for row in rows):
         cells = {row["mode"]: row for row in rows if (row["lmax"], row["product"], row["couplings"]) == (lmax, name, couplings)}
-        print(f"{lmax:>4}  {name:<16}{couplings:<10}" + "".join(f"{_cell(cells[mode]):>28}" for mode in modes))
+        print(f"{lmax:>4}  {name:<16}{couplings:<10}" + "".join(f"{_cell(cells[mode]) if mode in cells else '':>28}" for mode in modes))
 
 
 def machine_limits(dtype: torch.dtype, device: str = "cpu") -> tuple[float, float]:
@@ -159,7 +164,14 @@ class _Candidate:
 
 
 def _candidates(
-    setting: str, lmax: int, channels: int, batch: int, dtype: torch.dtype, device: str, products: Iterable[str] | None
+    setting: str,
+    lmax: int,
+    channels: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: str,
+    products: Iterable[str] | None,
+    compile_peer: bool = False,
 ) -> dict[tuple[str, str], _Candidate]:
     """(name, couplings) -> what is timed, each checked. The peer gets the same numbers in its own order."""
     degrees, out_degrees = SETTINGS[setting](lmax)
@@ -190,6 +202,8 @@ def _candidates(
         reference = to_e3nn(dense_product(product, x[:CHECKED_ROWS], y[:CHECKED_ROWS]), product.out)
         error = _checked_error(PEER, lmax, module(*(part[:CHECKED_ROWS] for part in inputs[:2]), inputs[2]), reference)
         candidates[PEER, couplings] = _Candidate(module, inputs, error, product)
+        if compile_peer:
+            candidates[COMPILED, couplings] = _Candidate(torch.compile(module), inputs, error, product)
     return candidates
 
 
@@ -225,16 +239,25 @@ def _checked_error(name: str, lmax: int, output: Tensor, reference: Tensor) -> f
 
 
 def _step(call: Callable, inputs: list[Tensor], mode: str) -> Callable[[], object]:
-    """One timed call. The derivatives are taken with respect to both features, the second ones to the weights as well."""
+    """One timed call. The derivatives are those with respect to both features, the second ones also to the weights.
+
+    What comes back from the layers behind is given: a gradient for the output, and for the second derivative gradients for the output
+    and for both first derivatives. These are the calls that training on forces makes, without what it does elsewhere.
+    """
     if mode == "forward":
         return lambda: _without_gradient(call, inputs)
     inputs = [tensor.clone().requires_grad_() for tensor in inputs]
+    random = torch.Generator().manual_seed(0)
+    back = _without_gradient(call, inputs)
+    back, of_x, of_y = (torch.randn(t.shape, generator=random, dtype=t.dtype).to(t.device) for t in (back, *inputs[:2]))
     if mode == "forward+backward":
-        return lambda: torch.autograd.grad(call(*inputs).square().sum(), inputs[:2])
+        return lambda: torch.autograd.grad(call(*inputs), inputs[:2], back)
+    back.requires_grad_()
 
     def energy_and_force_step():
-        forces = torch.autograd.grad(call(*inputs).square().sum(), inputs[:2], create_graph=True)
-        return torch.autograd.grad(sum(force.square().sum() for force in forces), inputs)
+        z = call(*inputs)
+        first = torch.autograd.grad(z, inputs[:2], back, create_graph=True)
+        return torch.autograd.grad([z, *first], [*inputs, back], [back.detach(), of_x, of_y])
 
     return energy_and_force_step
 

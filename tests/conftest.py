@@ -20,3 +20,10 @@ def shared_data() -> Path:
 def generator() -> torch.Generator:
     """Random numbers that are the same in every run and every order of the tests."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def random():
+    """A function shape -> standard normal numbers in float64, the same in each test."""
+    generator = torch.Generator().manual_seed(1)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from equimol.ops.dense import dense
 from equimol.ops.scatter import gather, scatter_sum
+from equimol.ops.signals import Term, signal_product
 from equimol.ops.slots import Slots
 
-__all__ = ["Slots", "dense", "gather", "scatter_sum"]
+__all__ = ["Slots", "Term", "dense", "gather", "scatter_sum", "signal_product"]

@@ -11,7 +11,7 @@ from equimol.tensor_products.sphere_convolution import SphereConvolution
 from equimol.tensor_products.sphere_power import GauntPower
 from equimol.tensor_products.sphere_product import SphereProduct
 
-DIRECT_UP_TO = 1  # of the smaller lmax; benchmarks/tensor_products.py --algorithms
+DIRECT_UP_TO = 0  # of the smaller lmax; benchmarks/tensor_products.py --algorithms
 
 
 class GauntFourier(SphereProduct):

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equimol.o3 import Block, Layout, Table, format_irreps, lmax_of
+from equimol.o3 import Block, Layout, SphereGrid, Table, format_irreps, lmax_of
+from equimol.ops import Term
 from equimol.tensor_products.base import TensorProduct, balance, sphere_strength
-
-BLOCK_NUMBERS = 2**18  # values on the grid that are alive at a time: about what the cache of one core holds
+from equimol.tensor_products.row_blocks import in_row_blocks
+from equimol.tensor_products.signal_tables import SignalTables, ranked, ranked_by_tables, spread
 
 
 class SphereProduct(TensorProduct):
@@ -51,28 +52,25 @@ class SphereProduct(TensorProduct):
         scales = {}  # what normalises a block of out, for its even and its odd paths alike
         for path, block in zip(self.paths, self.out_blocks, strict=True):
             scales[block] = coefficients[path] / sphere_strength(path.l1, path.l2, path.l3)
-        self._balance = nn.ModuleList(Table(_column([balance(b.l) for b in layout])) for layout in (in1, in2))
-        self._scales = Table(_column([balance(b.l) * scales[n] for n, b in enumerate(self.out)]))
+        scales = [balance(b.l) * scales[n] for n, b in enumerate(self.out)]
+        balances = [[balance(b.l) for b in layout] for layout in (in1, in2)]
+        self._dense = dense_tables(self) if isinstance(self.grid, SphereGrid) else None
+        self._factors = nn.ModuleList(Table(torch.tensor(f, dtype=torch.float64)[:, None]) for f in (*balances, scales))
 
     def product(
         self, x: Float[Tensor, "... dim1"], y: Float[Tensor, "... dim2"], weights: Float[Tensor, "... num_weights channels"]
     ) -> Float[Tensor, "... dim_out"]:
-        a, b, c = self.rank_factors(weights)
-        a = _spread(a * self._balance[0](a), self.in1)  # [..., rank, components, channels]
-        b = _spread(b * self._balance[1](b), self.in2)
-        c = _spread(c * self._scales(c), self.out)
-        rows = max(1, BLOCK_NUMBERS // (self.grid.points * self.channels * self.rank))
-        one_batch = x.ndim == 2 and x.shape[:-1] == y.shape[:-1] and len(x) > rows and weights.ndim < 4
-        if not one_batch or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._multiply(x, y, a, b, c)
-        # a few rows at a time, so that their values on the grid stay in the cache
-        blocks = [x.split(rows), y.split(rows)]
-        blocks += [f.split(rows) if f.ndim == 4 and len(f) == len(x) else [f] * len(blocks[0]) for f in (a, b, c)]
-        return torch.cat([self._multiply(*block) for block in zip(*blocks, strict=True)])
+        if self._dense is not None:
+            return ranked_by_tables(self._dense, x, y, self._spread(weights))
+        return in_row_blocks(
+            lambda *row: ranked(self._on_grid, *row[:2], self._spread(row[2])), x, y, weights, self.grid.points * self.channels * self.rank
+        )
 
     def flops(self) -> int:
-        sizes = [(lmax_of(layout) + 1) ** 2 for layout in (self.in1, self.in2)]
         total = sum(2 * b.l + 1 for layout in (self.in1, self.in2, self.out) for b in layout)  # the weights
+        if self._dense is not None:
+            return self.channels * self.rank * (total + self._dense.flops())
+        sizes = [(lmax_of(layout) + 1) ** 2 for layout in (self.in1, self.in2)]
         for parities in self.products.values():
             signals = (0 in parities) + 2 * (1 in parities)
             total += sum(self.grid.flops(size, signals, 0) for size in sizes) + self.grid.flops(0, 0, len(parities))
@@ -93,9 +91,11 @@ class SphereProduct(TensorProduct):
         g, *gradient2 = self.grid.synthesis_and_gradient(y).unbind(-3)
         return self.grid.analysis(f * g), self.grid.analysis_of_bracket(_cross(gradient1, gradient2))
 
-    def _multiply(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        x = x.unflatten(-1, (1, -1, self.channels)) * a
-        y = y.unflatten(-1, (1, -1, self.channels2)) * b
+    def _spread(self, weights: Tensor) -> list[Float[Tensor, "... rank components channels"]]:
+        factors = zip(self.rank_factors(weights), self._factors, (self.in1, self.in2, self.out), strict=True)
+        return [spread(f * table(f), layout) for f, table, layout in factors]
+
+    def _on_grid(self, x: Tensor, y: Tensor) -> Tensor:
         degrees: dict[int, list[tuple[Tensor, ...]]] = {1: [], -1: []}  # per kind, the coefficients of every degree, term by term
         for (kind1, kind2), parities in self.products.items():
             f, g = self._sides[0].function(x, kind1), self._sides[1].function(y, kind2)
@@ -103,8 +103,31 @@ class SphereProduct(TensorProduct):
             for odd, z in zip(sorted(parities), terms, strict=True):
                 degrees[kind1 * kind2 * (-1) ** odd].append(z.split([2 * l + 1 for l in range(self.grid.lmax_out + 1)], dim=-2))
         blocks = [reduce(torch.add, (by_degree[block.l] for by_degree in degrees[kind_of(block)])) for block in self.out]
-        z = torch.cat(blocks, dim=-2) * c
-        return (z.squeeze(-3) if self.rank == 1 else z.mean(-3)).flatten(-2)
+        return torch.cat(blocks, dim=-2)
+
+
+def dense_tables(product: SphereProduct) -> SignalTables:
+    """A product on a dense grid: every signal of each feature by one table."""
+    #: per role (in1, in2, out) the signals: a kind, and 0, 1, 2 for the value and the gradients of an input, 0, 1 for even, odd out
+    signals: tuple[list[tuple[int, int]], ...] = ([], [], [])
+    terms: list[Term] = []
+    for (kind1, kind2), parities in product.products.items():
+        for odd, first, second, sign in ((0, 0, 0, 1), (1, 1, 2, 1), (1, 2, 1, -1)):
+            if odd in parities:
+                term = (kind1, first), (kind2, second), (kind1 * kind2 * (-1) ** odd, odd)
+                for known, signal in zip(signals, term, strict=True):
+                    if signal not in known:
+                        known.append(signal)
+                terms.append((*(known.index(signal) for known, signal in zip(signals, term, strict=True)), sign))
+    layouts, grid = (product.in1, product.in2, product.out), product.grid
+    units = [torch.eye((lmax_of(layout) + 1) ** 2, dtype=torch.float64) for layout in layouts[:2]]
+    points = torch.eye(grid.points, dtype=torch.float64)
+    samples = [*map(grid.synthesis_and_gradient, units), torch.stack([grid.analysis(points).T, grid.analysis_of_bracket(points).T])]
+    tables = [
+        torch.stack([_of_kind(sample[which], kind, layout) for kind, which in known])
+        for known, sample, layout in zip(signals, samples, layouts, strict=True)
+    ]
+    return SignalTables(tables, terms)
 
 
 class Side:
@@ -138,14 +161,6 @@ def kind_of(block: Block) -> int:
     return block.parity * (-1) ** block.l
 
 
-def _column(values: list[float]) -> Float[Tensor, "rows 1"]:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
-def _spread(factors: Float[Tensor, "... blocks channels"], layout: Layout) -> Float[Tensor, "... components channels"]:
-    """A factor per block as one per component."""
-    parts = [
-        part.unsqueeze(-2).expand(*part.shape[:-1], 2 * block.l + 1, part.shape[-1])
-        for part, block in zip(factors.unbind(-2), layout, strict=True)
-    ]
-    return torch.cat(parts, dim=-2)
+def _of_kind(table: Float[Tensor, "points harmonics"], kind: int, layout: Layout) -> Float[Tensor, "points components"]:
+    """The columns of a layout's components, zero where a block is of the other kind."""
+    return torch.cat([table[:, b.l**2 : (b.l + 1) ** 2] * (kind_of(b) == kind) for b in layout], dim=1)

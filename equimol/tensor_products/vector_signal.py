@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -11,16 +12,14 @@ from torch import Tensor, nn
 from equimol.o3 import (
     Layout,
     Path,
-    Table,
     bracket_coefficient,
     gauss_legendre_grid,
     lebedev_grid,
     spherical_harmonics,
-    split_blocks,
     wigner_3j,
 )
 from equimol.tensor_products.base import TensorProduct, balance, sphere_strength
-from equimol.tensor_products.row_blocks import in_row_blocks
+from equimol.tensor_products.signal_tables import SignalTables, ranked_by_tables, spread
 
 
 class VectorSignal(TensorProduct):
@@ -55,22 +54,13 @@ class VectorSignal(TensorProduct):
         for odd in (False, True):
             paths = [(p.i1, p.i2, n) for p, n in zip(self.paths, self.out_blocks, strict=True) if (p.l1 + p.l2 + p.l3) % 2 == odd]
             if paths:
-                self.products.append(SignalProduct((in1, in2, self.out), paths, scales, odd))
+                self.products.append(signal_tables((in1, in2, self.out), paths, scales, odd))
 
     def product(
         self, x: Float[Tensor, "... dim1"], y: Float[Tensor, "... dim2"], weights: Float[Tensor, "... num_weights channels"]
     ) -> Float[Tensor, "... dim_out"]:
-        return in_row_blocks(self._multiply, x, y, weights, self.rank * self.channels * max(multiply.values for multiply in self.products))
-
-    def _multiply(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        a, b, c = self.rank_factors(weights)
-        xs, ys = _weighted(x, self.in1, a), _weighted(y, self.in2, b)
-        blocks: dict[int, Tensor] = {}
-        for multiply in self.products:
-            for n, block in multiply(xs, ys).items():
-                blocks[n] = blocks[n] + block if n in blocks else block
-        z = torch.cat([blocks[n] * factor.unsqueeze(-2) for n, factor in enumerate(c.unbind(-2))], dim=-2)
-        return (z.squeeze(-3) if self.rank == 1 else z.mean(-3)).flatten(-2)
+        factors = [spread(f, layout) for f, layout in zip(self.rank_factors(weights), (self.in1, self.in2, self.out), strict=True)]
+        return reduce(torch.add, (ranked_by_tables(multiply, x, y, factors) for multiply in self.products))
 
     def flops(self) -> int:
         weights = sum(2 * block.l + 1 for layout in (self.in1, self.in2, self.out) for block in layout)
@@ -82,7 +72,9 @@ class VectorSignal(TensorProduct):
         return vector_strength(l1, l2, l3) if (l1 + l2 + l3) % 2 else sphere_strength(l1, l2, l3)
 
 
-class SignalProduct(nn.Module):
+def signal_tables(
+    layouts: tuple[Layout, Layout, Layout], paths: list[tuple[int, int, int]], scales: dict[int, float], odd: bool
+) -> SignalTables:
     """Products of two features as scalar signals, or cross products as vector signals, at the points of a grid.
 
     The grid has one of each pair of antipodes. What is projected on a degree must then be the same at both, so signals of even and of
@@ -94,77 +86,36 @@ class SignalProduct(nn.Module):
         scales: what each block of the result is multiplied with.
         odd: vector signals, for odd couplings.
     """
-
-    def __init__(
-        self, layouts: tuple[Layout, Layout, Layout], paths: list[tuple[int, int, int]], scales: dict[int, float], odd: bool
-    ) -> None:
-        super().__init__()
-        used = [sorted(set(numbers)) for numbers in zip(*paths, strict=True)]
-        lmaxes = [max(layout[n].l for n in numbers) for layout, numbers in zip(layouts, used, strict=True)]
-        points, weights = half_sphere(sum(lmaxes) - (3 if odd else 0))
-        self.odd, self.points, self.values = odd, len(points), len(points) * (3 if odd else 1)
-        signals = (vector_signals if odd else scalar_signals)(points, max(lmaxes))
-        weights = weights.repeat(3)[:, None] / math.sqrt(2) if odd else weights[:, None]
-        self.first, self.second = (
-            Signals(layout, {n: signals[layout[n].l] for n in numbers}) for layout, numbers in zip(layouts[:2], used[:2], strict=True)
-        )
-        self.result = Signals(layouts[2], {n: signals[layouts[2][n].l] * weights * scales[n] for n in used[2]})
-        #: pairs of groups with the group of their product, where it is wanted
-        self.pairs = []
-        for (parity1, odd1), (parity2, odd2) in itertools.product(self.first.groups, self.second.groups):
-            group = parity1 * parity2, (odd1 + odd2 + odd) % 2
-            if group in self.result.groups:
-                self.pairs.append(((parity1, odd1), (parity2, odd2), group))
-
-    def forward(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Blocks of the result, by number, of all blocks `[..., 2l+1, channels]` of the two features."""
-        first, second = self.first.sample(x), self.second.sample(y)
-        values: dict[tuple[int, int], Tensor] = {}
-        for group1, group2, group in self.pairs:
-            f, g = first[group1], second[group2]
-            fg = _cross(f, g) if self.odd else f * g
-            values[group] = values[group] + fg if group in values else fg
-        return self.result.project(values)
-
-    def flops(self) -> int:
-        """For one pair of channels."""
-        tables = sum(signals.flops() for signals in (self.first, self.second, self.result))
-        sums = len(self.pairs) - len(self.result.groups)
-        return tables + self.points * (9 * len(self.pairs) + 3 * sums if self.odd else len(self.pairs) + sums)
+    used = [sorted(set(numbers)) for numbers in zip(*paths, strict=True)]
+    lmaxes = [max(layout[n].l for n in numbers) for layout, numbers in zip(layouts, used, strict=True)]
+    points, weights = half_sphere(sum(lmaxes) - (3 if odd else 0))
+    values = vector_signals(points, max(lmaxes)) if odd else scalar_signals(points, max(lmaxes))
+    components = 3 if odd else 1
+    if odd:
+        weights = weights / math.sqrt(2)
+    kinds = [[(layout[n].parity, layout[n].l % 2) for n in numbers] for layout, numbers in zip(layouts, used, strict=True)]
+    groups = [list(dict.fromkeys(kind)) for kind in kinds]
+    tables = []
+    for role, (layout, numbers) in enumerate(zip(layouts, used, strict=True)):
+        starts = list(itertools.accumulate((2 * block.l + 1 for block in layout), initial=0))
+        table = torch.zeros(len(groups[role]), components, len(points), starts[-1], dtype=torch.float64)
+        for n, kind in zip(numbers, kinds[role], strict=True):
+            signal = values[layout[n].l].unflatten(0, (components, -1))
+            if role == 2:
+                signal = signal * weights[:, None] * scales[n]
+            table[groups[role].index(kind), ..., starts[n] : starts[n + 1]] = signal
+        tables.append(table.flatten(0, 1))
+    terms = []
+    for (g1, (parity1, odd1)), (g2, (parity2, odd2)) in itertools.product(*(enumerate(names) for names in groups[:2])):
+        group = parity1 * parity2, (odd1 + odd2 + odd) % 2
+        if group in groups[2]:
+            g3 = groups[2].index(group)
+            terms += [(components * g1 + i, components * g2 + j, components * g3 + k, sign) for i, j, k, sign in (CROSS if odd else DOT)]
+    return SignalTables(tables, terms)
 
 
-class Signals(nn.Module):
-    """Blocks of a feature as signals on a grid, summed within groups of the same parity and the same l % 2.
-
-    Args:
-        layout: of the feature.
-        tables: values of the signals of some blocks, by number, `[values, 2l+1]`.
-    """
-
-    def __init__(self, layout: Layout, tables: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.groups: dict[tuple[int, int], list[int]] = {}
-        for n in tables:
-            self.groups.setdefault((layout[n].parity, layout[n].l % 2), []).append(n)
-        self._sizes = {n: table.shape[1] for n, table in tables.items()}
-        self._tables = nn.ModuleList(Table(torch.cat([tables[n] for n in members], dim=1)) for members in self.groups.values())
-
-    def sample(self, blocks: Sequence[Tensor]) -> dict[tuple[int, int], Float[Tensor, "... values channels"]]:
-        """Values of the signal of each group."""
-        members = [torch.cat([blocks[n] for n in numbers], dim=-2) for numbers in self.groups.values()]
-        return {group: torch.matmul(table(x), x) for group, table, x in zip(self.groups, self._tables, members, strict=True)}
-
-    def project(self, values: dict[tuple[int, int], Float[Tensor, "... values channels"]]) -> dict[int, Tensor]:
-        """The blocks whose signals these values are, if the tables contain the weights of the quadrature."""
-        blocks: dict[int, Tensor] = {}
-        for (group, numbers), table in zip(self.groups.items(), self._tables, strict=True):
-            parts = torch.matmul(table(values[group]).mT, values[group]).split([self._sizes[n] for n in numbers], dim=-2)
-            blocks.update(zip(numbers, parts, strict=True))
-        return blocks
-
-    def flops(self) -> int:
-        """Of one transform, either way."""
-        return sum(2 * table.exact.numel() for table in self._tables)
+DOT = ((0, 0, 0, 1),)
+CROSS = ((1, 2, 0, 1), (2, 0, 1, 1), (0, 1, 2, 1), (2, 1, 0, -1), (0, 2, 1, -1), (1, 0, 2, -1))
 
 
 def vector_strength(l1: int, l2: int, l3: int) -> float:
@@ -199,15 +150,3 @@ def vector_signals(points: Float[Tensor, "points 3"], lmax: int) -> list[Float[T
         coupling = math.sqrt(2 * l + 1) * wigner_3j(l - 1, 1, l)  # what makes V_l, of unit norm, of Y_(l-1) and a unit vector
         signals.append(torch.einsum("pk,kim->ipm", harmonics[l - 1], coupling).flatten(0, 1) / (2 * l + 1) ** 0.125)
     return signals
-
-
-def _weighted(x: Tensor, layout: Layout, factors: Float[Tensor, "... rank blocks channels"]) -> list[Tensor]:
-    """The blocks of a feature, each times its factors: [..., rank, 2l+1, channels]."""
-    blocks = split_blocks(x.unsqueeze(-2), layout)
-    return [block * factor.unsqueeze(-2) for block, factor in zip(blocks, factors.unbind(-2), strict=True)]
-
-
-def _cross(f: Float[Tensor, "... values channels"], g: Float[Tensor, "... values channels"]) -> Float[Tensor, "... values channels"]:
-    (f1, f2, f3), (g1, g2, g3) = f.chunk(3, dim=-2), g.chunk(3, dim=-2)
-    rows = (f2, g3, f3, g2), (f3, g1, f1, g3), (f1, g2, f2, g1)
-    return torch.cat([torch.addcmul(a * b, c, d, value=-1) for a, b, c, d in rows], dim=-2)

@@ -1,14 +1,7 @@
-"""Random inputs of these tests; every number is seeded."""
+"""Rotations of these tests."""
 
 import pytest
 import torch
-
-
-@pytest.fixture
-def random():
-    """A function shape -> standard normal numbers in float64, the same in each test."""
-    generator = torch.Generator().manual_seed(1)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.fixture(params=["rotation", "improper"])

@@ -5,14 +5,14 @@ import torch
 
 from equimol.o3 import layout_dim, natural_layout
 from equimol.tensor_products import row_blocks
+from equimol.tensor_products.gaunt_fourier import GauntFourier
 from equimol.tensor_products.matrix import MatrixProduct
-from equimol.tensor_products.vector_signal import VectorSignal
 
 
-@pytest.mark.parametrize("kind", [MatrixProduct, VectorSignal])
+@pytest.mark.parametrize("kind", [MatrixProduct, GauntFourier])
 @pytest.mark.parametrize("batch_w", [(), (7,), (1,)])
 def test_a_product_is_the_same_in_blocks_and_at_once(kind, batch_w, random, monkeypatch):
-    product = kind(natural_layout(2, 2), natural_layout(1, 2), 2, rank=2)
+    product = kind(natural_layout(2, 2), natural_layout(1, 2), 2, couplings=kind.couples, rank=2)
     shapes = (7, layout_dim(product.in1)), (7, layout_dim(product.in2)), (*batch_w, product.num_weights, 2)
     inputs = [random(*shape).requires_grad_() for shape in shapes]
     results = []

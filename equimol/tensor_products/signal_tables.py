@@ -1,0 +1,60 @@
+"""Products of weighted features through signals at points."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from equimol.o3 import Layout, Table
+from equimol.ops import Term, signal_product
+
+Factors = Sequence[Tensor]  # a, b and c of a product of a rank: [..., rank, components, channels] each
+
+
+class SignalTables(nn.Module):
+    """The constants of a `signal_product`: tables [signals, points, components] of in1, in2 and out, and which signals to multiply."""
+
+    def __init__(self, tables: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(map(Table, tables))
+        self.terms = tuple(terms)
+        self.points = tables[0].shape[1]
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch1 dim1 channels1"],
+        y: Float[Tensor, "*batch2 dim2 channels2"],
+        factors: Factors | None = None,
+    ) -> Float[Tensor, "*batch dim_out channels1"]:
+        """Products of all channels of x with those of y, or with its only one. Factors without batch dimensions cost next to nothing."""
+        y = y.expand(*y.shape[:-1], x.shape[-1])
+        return signal_product(x, y, factors, tuple(table(x) for table in self.tables), self.terms)
+
+    def flops(self) -> int:
+        """For one pair of channels, zeros of the tables included."""
+        return sum(2 * table.exact.numel() for table in self.tables) + 2 * len(self.terms) * self.points
+
+
+def ranked(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, factors: Factors) -> Float[Tensor, "... dim_out"]:
+    """mean over r of c_r multiply(a_r x, b_r y), of features as products take them. The factors have the channels of x."""
+    a, b, c = factors
+    z = multiply(x.unflatten(-1, (1, a.shape[-2], -1)) * a, y.unflatten(-1, (1, b.shape[-2], -1)) * b) * c
+    return (z.squeeze(-3) if z.shape[-3] == 1 else z.mean(-3)).flatten(-2)
+
+
+def ranked_by_tables(multiply: Callable[..., Tensor], x: Tensor, y: Tensor, factors: Factors) -> Float[Tensor, "... dim_out"]:
+    """The same by `SignalTables`, which take factors that all rows share."""
+    a, b, c = factors
+    if any(f.ndim > 3 for f in factors):
+        return ranked(multiply, x, y, factors)
+    return multiply(x.unflatten(-1, (a.shape[-2], -1)), y.unflatten(-1, (b.shape[-2], -1)), (a, b, c / len(c))).flatten(-2)
+
+
+def spread(factors: Float[Tensor, "... blocks channels"], layout: Layout) -> Float[Tensor, "... components channels"]:
+    """A factor per block as one per component."""
+    parts = [
+        part.unsqueeze(-2).expand(*part.shape[:-1], 2 * block.l + 1, part.shape[-1])
+        for part, block in zip(factors.unbind(-2), layout, strict=True)
+    ]
+    return torch.cat(parts, dim=-2)
