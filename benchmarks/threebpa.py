@@ -5,6 +5,8 @@
     python benchmarks/threebpa.py mace WORK --python PATH_OF_PEER_PYTHON --minutes 30
     python benchmarks/threebpa.py plot                              # benchmarks/results/threebpa.csv -> threebpa.svg
     python benchmarks/threebpa.py table                             # the last row of each code, as Markdown
+    python benchmarks/threebpa.py equimol WORK --product complete_grid --rank 2 --minutes 20 --csv benchmarks/results/threebpa_rank.csv
+    python benchmarks/threebpa.py table --csv benchmarks/results/threebpa_rank.csv --epochs 30
 
 The data are those of Kovacs et al. 2021 (github davkovacs/BOTNet-datasets, dataset_3BPA): train_300K and iso_atoms, and, cut from
 train_mixedT by temperature and without the frames that train_300K also has, derived_test_{300,600,1200}K, each as .xyz.xz. The peer's
@@ -66,9 +68,12 @@ def prepare(data: Path, work: Path) -> None:
         write(name, read(f"derived_{name}K.xyz.xz"))
 
 
-def run_equimol(work: Path, product: str, minutes: float, preset: str, every: float, extra: list[str]) -> None:
+def run_equimol(work: Path, product: str, rank: int | None, minutes: float, preset: str, every: float, extra: list[str], out: Path) -> None:
     """Trains through the command line, copying checkpoints while it runs; then measures each copy."""
-    run = work / f"equimol_{product}_{preset}"
+    label = f"equimol {product}" + ("" if preset == "small" else f" {preset}") + (f" rank {rank}" if rank else "")
+    run = work / label.replace(" ", "_")
+    if rank:
+        extra = [*extra, f"settings.rank={rank}"]
     shutil.rmtree(run, ignore_errors=True)
     snapshots = run.with_name(run.name + "_snapshots")
     shutil.rmtree(snapshots, ignore_errors=True)
@@ -87,11 +92,10 @@ def run_equimol(work: Path, product: str, minutes: float, preset: str, every: fl
     minutes_taken = (time.time() - start) / 60
     if process.returncode:
         raise SystemExit(f"training failed with exit code {process.returncode}")
-    label = f"equimol {product}" if preset == "small" else f"equimol {product} {preset}"
-    record_equimol(work, run, snapshots, label, minutes_taken)
+    record_equimol(work, run, snapshots, label, minutes_taken, out)
 
 
-def record_equimol(work: Path, run: Path, snapshots: Path, label: str, minutes_taken: float) -> None:
+def record_equimol(work: Path, run: Path, snapshots: Path, label: str, minutes_taken: float, out: Path) -> None:
     """Errors of every snapshot and of the model that the run ended with."""
     from equimol.data import read
     from equimol.models import load
@@ -120,10 +124,10 @@ def record_equimol(work: Path, run: Path, snapshots: Path, label: str, minutes_t
             row |= {"epoch": round((steps or config.steps) / per_epoch, 1), "parameters": parameters, "test": name}
             rows.append(row | {key: errors[key] for key in ("energy_rmse_mev", "forces_rmse_mev_per_angstrom")})
             print(rows[-1], flush=True)
-    append(rows)
+    append(rows, out)
 
 
-def run_mace(work: Path, python: Path, minutes: float) -> None:
+def run_mace(work: Path, python: Path, minutes: float, results: Path) -> None:
     """The command line that the comparison is defined by; stopped by the clock, then measured by its own code."""
     run = work / "mace"
     shutil.rmtree(run, ignore_errors=True)
@@ -149,23 +153,23 @@ def run_mace(work: Path, python: Path, minutes: float) -> None:
         [str(python), str(Path(__file__).parent / "peers" / "mace_threebpa.py"), str(run), str(out), *tests], env=environment, check=True
     )
     with open(out, newline="") as file:
-        append(list(csv.DictReader(file)))
+        append(list(csv.DictReader(file)), results)
 
 
-def append(rows: list[dict]) -> None:
+def append(rows: list[dict], out: Path) -> None:
     """Rows with what is needed to understand them later."""
     import torch
 
     from equimol.bench import append_rows, describe_surroundings
 
-    append_rows(RESULTS / "threebpa.csv", [row | describe_surroundings(torch.float32) for row in rows])
+    append_rows(out, [row | describe_surroundings(torch.float32) for row in rows])
 
 
-def plot() -> None:
+def plot(results: Path) -> None:
     """Force errors on the three test sets over minutes of training."""
     from matplotlib.figure import Figure
 
-    with open(RESULTS / "threebpa.csv", newline="") as file:
+    with open(results, newline="") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for number, (axes, test) in enumerate(zip(figure.subplots(1, 3), TESTS, strict=True)):
@@ -182,22 +186,27 @@ def plot() -> None:
         )
         axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
-    figure.savefig(RESULTS / "threebpa.svg")
+    figure.savefig(results.with_suffix(".svg"))
 
 
-def table() -> None:
-    """Errors of each code at the end of its training, as a Markdown table."""
-    with open(RESULTS / "threebpa.csv", newline="") as file:
+def table(results: Path, epochs: float | None) -> None:
+    """Errors of each code at the end of its training, or at the snapshot closest to a number of epochs, as a Markdown table."""
+    with open(results, newline="") as file:
         rows = list(csv.DictReader(file))
-    print("| | parameters | minutes | energy RMSE, meV (300 / 600 / 1200 K) | force RMSE, meV/Å (300 / 600 / 1200 K) |")
-    print("|---|---|---|---|---|")
-    for code in dict.fromkeys(r["code"] for r in rows):
+    if epochs is not None:
+        rows.sort(key=lambda r: -abs(float(r["epoch"]) - epochs))
+    print("| | parameters | minutes | epochs | energy RMSE, meV (300 / 600 / 1200 K) | force RMSE, meV/Å (300 / 600 / 1200 K) |")
+    print("|---|---|---|---|---|---|")
+    for code in sorted({r["code"] for r in rows}):
         last = {r["test"]: r for r in rows if r["code"] == code}  # later rows replace earlier ones
         figures = [
             " / ".join(f"{float(last[test][key]):.1f}" for test in TESTS) for key in ("energy_rmse_mev", "forces_rmse_mev_per_angstrom")
         ]
         any_row = last[TESTS[0]]
-        print(f"| {code} | {int(any_row['parameters']):,} | {float(any_row['minutes']):.1f} | {figures[0]} | {figures[1]} |")
+        print(
+            f"| {code} | {int(any_row['parameters']):,} | {float(any_row['minutes']):.1f} | {float(any_row['epoch']):.0f} "
+            f"| {figures[0]} | {figures[1]} |"
+        )
 
 
 def main() -> None:
@@ -209,6 +218,7 @@ def main() -> None:
     command = commands.add_parser("equimol")
     command.add_argument("work", type=Path)
     command.add_argument("--product", default="clebsch_gordan")
+    command.add_argument("--rank", type=int, help="settings.rank, and part of the run's name")
     command.add_argument("--preset", default="small")
     command.add_argument("--minutes", type=float, default=30)
     command.add_argument("--every", type=float, default=3, help="minutes between snapshots")
@@ -218,19 +228,22 @@ def main() -> None:
     command.add_argument("--python", type=Path, required=True)
     command.add_argument("--minutes", type=float, default=30)
     commands.add_parser("plot")
-    commands.add_parser("table")
+    command = commands.add_parser("table")
+    command.add_argument("--epochs", type=float, help="of the snapshots to compare, instead of the end")
+    for name in ("equimol", "mace", "plot", "table"):
+        commands.choices[name].add_argument("--csv", type=Path, default=RESULTS / "threebpa.csv")
     args = parser.parse_args()
     match args.command:
         case "prepare":
             prepare(args.data, args.work)
         case "equimol":
-            run_equimol(args.work, args.product, args.minutes, args.preset, args.every, args.set)
+            run_equimol(args.work, args.product, args.rank, args.minutes, args.preset, args.every, args.set, args.csv)
         case "mace":
-            run_mace(args.work, args.python, args.minutes)
+            run_mace(args.work, args.python, args.minutes, args.csv)
         case "plot":
-            plot()
+            plot(args.csv)
         case "table":
-            table()
+            table(args.csv, args.epochs)
 
 
 if __name__ == "__main__":

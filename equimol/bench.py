@@ -203,7 +203,8 @@ def _candidates(
         error = _checked_error(PEER, lmax, module(*(part[:CHECKED_ROWS] for part in inputs[:2]), inputs[2]), reference)
         candidates[PEER, couplings] = _Candidate(module, inputs, error, product)
         if compile_peer:
-            candidates[COMPILED, couplings] = _Candidate(torch.compile(module), inputs, error, product)
+            torch._dynamo.config.recompile_limit = 64  # e3nn's modules share their code, and each would count as a recompilation
+            candidates[COMPILED, couplings] = _Candidate(torch.compile(module, dynamic=False), inputs, error, product)
     return candidates
 
 

@@ -1,8 +1,9 @@
 """Numerical primitives: each has a plain torch definition, differentiable to any order."""
 
 from equimol.ops.dense import dense
+from equimol.ops.filters import filtered_sum
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import Term, signal_product
 from equimol.ops.slots import Slots
 
-__all__ = ["Slots", "Term", "dense", "gather", "scatter_sum", "signal_product"]
+__all__ = ["Slots", "Term", "dense", "filtered_sum", "gather", "scatter_sum", "signal_product"]

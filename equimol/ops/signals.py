@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from equimol.ops.multilinear import form_derivatives
 
 #: (signal of x, signal of y, signal of z, sign): what is multiplied and what it is added to
 Term = tuple[int, int, int, int]
@@ -36,7 +39,7 @@ def signal_product(
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
     arguments = (*rows, None, *(factors or (None, None, None)))
-    z = _Derivatives.apply(*arguments, *tables, terms, (False, False, True, False, False, False))[2]
+    z = form_derivatives(partial(_in_row_blocks, terms), arguments, tables, (False, False, True, False, False, False))[2]
     return z.reshape(*batch, *z.shape[-2:])
 
 
@@ -57,81 +60,11 @@ def plain_signal_product(
     return z if factors is None else (z * factors[2]).sum(-3)
 
 
-class _Derivatives(torch.autograd.Function):
-    """Of S(x, y, z, a, b, c) = sum over r and rows of the form (a_r x, b_r y, c_r z), the wanted ones, in the same places.
-
-    S is linear in each argument: the derivative with respect to one does not depend on it, and its own derivative in the direction of g
-    is that of S with g in its place.
-    """
-
-    @staticmethod
-    def forward(x, y, z, a, b, c, table1, table2, table3, terms: tuple[Term, ...], wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        arguments = [None if t is None else t.contiguous() for t in (x, y, z, a, b, c)]
-        return tuple(_in_row_blocks(arguments[:3], arguments[3:], (table1, table2, table3), terms, wanted))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:9])
-        ctx.save_for_forward(*inputs[:9])
-        ctx.terms, ctx.wanted = inputs[9:]
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        arguments, tables = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        total: list[Tensor | None] = [None] * 6
-        for place, grad in enumerate(grads):
-            if grad is None:
-                continue
-            wanted = tuple(needed and n != place for n, needed in enumerate(ctx.needs_input_grad[:6]))
-            if any(wanted):
-                moved = (*arguments[:place], grad, *arguments[place + 1 :])
-                _add(total, _Derivatives.apply(*moved, *tables, ctx.terms, wanted))
-        return (*total, None, None, None, None, None)
-
-    @staticmethod
-    def jvp(ctx, *tangents) -> tuple[Tensor | None, ...]:
-        arguments, tables = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        total: list[Tensor | None] = [None] * 6
-        for place, tangent in enumerate(tangents[:6]):
-            if tangent is None:
-                continue
-            wanted = tuple(asked and n != place for n, asked in enumerate(ctx.wanted))
-            if any(wanted):
-                moved = (*arguments[:place], tangent, *arguments[place + 1 :])
-                _add(total, _Derivatives.apply(*moved, *tables, ctx.terms, wanted))
-        return tuple(
-            torch.zeros_like(arguments[n]) if asked and part is None else part
-            for n, (asked, part) in enumerate(zip(ctx.wanted, total, strict=True))
-        )
-
-    @staticmethod
-    def vmap(info, in_dims, *inputs) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
-        """One after the other: the mapped dimension may be that of a factor, which all rows share."""
-        each = [
-            _Derivatives.apply(*(t.select(d, n) if isinstance(d, int) else t for t, d in zip(inputs, in_dims, strict=True)))
-            for n in range(info.batch_size)
-        ]
-        stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True))
-        return stacked, tuple(None if part is None else 0 for part in stacked)
-
-
-def _add(total: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
-    for n, part in enumerate(parts):
-        if part is None:
-            continue
-        if total[n] is None:
-            total[n] = part
-        elif torch.is_grad_enabled():
-            total[n] = total[n] + part
-        else:
-            total[n].add_(part)
-
-
 def _in_row_blocks(
-    features: Sequence[Tensor | None], factors: Sequence[Tensor | None], tables: Tables, terms: tuple[Term, ...], wanted: Sequence[bool]
+    terms: tuple[Term, ...], arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The wanted derivatives with respect to features, then factors."""
+    """The wanted derivatives of sum over r and rows of the form (a_r x, b_r y, c_r z), with respect to x, y, z, a, b, c."""
+    features, factors = arguments[:3], arguments[3:]
     like = next(t for t in features if t is not None)
     size, channels, points = len(like), like.shape[-1], tables[0].shape[1]
     made = [role for role in range(3) if wanted[role] or wanted[3 + role]]

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, Path, Table, layout_slices, lmax_of, natural_layout, wigner_3j
-from equimol.ops import Slots, gather, scatter_sum
+from equimol.ops import Slots, filtered_sum, gather
 from equimol.tensor_products.base import EdgeConvolution, balance, require_natural, sphere_strength
 from equimol.tensor_products.clebsch_gordan import ClebschGordan
 
@@ -36,9 +36,10 @@ class SphereConvolution(EdgeConvolution):
         self.out = tuple(Block(b.l, b.parity, self.rank * self.channels) for b in product.out)
         lmaxes, lmax_out = (lmax_of(in_layout), lmax_edge), max(self.out_degrees)
         grid = self.make_grid(lmaxes, lmax_out, sum(lmaxes) + lmax_out)
-        # Per edge and channel, moments are a product of all harmonics with all components, messages a few passes over all points
-        # through memory: measured on a CPU they cost the same where the first number is about five times the second.
-        moments_first = (lmaxes[0] + 1) ** 2 * (lmax_edge + 1) ** 2 <= 5 * grid.points
+        # Per edge and channel, moments are a product of all harmonics with all components, messages a few passes over the signals at all
+        # points, in the cache: measured on a CPU they cost the same where the first number is about three times the second.
+        signals = {"even": 1, "odd": 2, "all": 3}[self.couplings]
+        moments_first = (lmaxes[0] + 1) ** 2 * (lmax_edge + 1) ** 2 <= 3 * signals * grid.points
         self.sum = SumOfMoments(product, lmax_edge) if moments_first else SumOfMessages(product, lmaxes, grid)
 
     def forward(
@@ -100,12 +101,15 @@ class SumOfMessages(nn.Module):
         balances = [torch.tensor([balance(l) for l in degree_of_component(lmax)], dtype=torch.float64) for lmax in lmaxes]
         self.balance = Table(balances[0][:, None])
         unit = torch.eye(sizes[1], dtype=torch.float64) * balances[1]
-        signals = []
+        filters, self.terms = [], []
         if self.even:
-            signals.append(grid.synthesis(unit)[None])
+            filters.append(grid.synthesis(unit)[None])
+            self.terms.append((0, 0, 0, 1))
         if self.odd:
-            signals.append(grid.gradient(unit))
-        self.zonal = Table(torch.stack([_zonal_table(s) for s in torch.cat(signals)]))  # [signals, harmonics, points * degrees]
+            filters.append(grid.gradient(unit))
+            first, result = int(self.even), int(self.even)
+            self.terms += [(first, first + 1, result, 1), (first + 1, first, result, -1)]
+        self.zonal = Table(torch.stack([_zonal_table(s) for s in torch.cat(filters)], dim=1))  # [harmonics, signals, points, degrees]
         coefficients = product.coefficients()
         norms = {product.out_blocks[n]: coefficients[p] / sphere_strength(p.l1, p.l2, p.l3) for n, p in enumerate(product.paths)}
         scales = [norms[n] * balance(b.l) for n, b in enumerate(product.out) for _ in range(2 * b.l + 1)]
@@ -119,23 +123,18 @@ class SumOfMessages(nn.Module):
         receivers: Int[Tensor, " edges"],
         weights: Float[Tensor, "edges rank degrees channels"],
     ) -> Float[Tensor, "atoms components rank*channels"]:
-        atoms, _, channels = features.shape
-        rank, points = weights.shape[1], self.grid.points
         features = features * self.balance(features)
-        mixing = weights.transpose(1, 2).flatten(2)  # [edges, degrees, rank * channels]
-        filters = []  # per signal [edges, points, rank, channels]
-        for table in self.zonal(harmonics):
-            zonal = (harmonics @ table).unflatten(-1, (points, -1))
-            filters.append((zonal @ mixing).unflatten(-1, (rank, channels)))
-        parts: dict[int, list[Tensor]] = {}  # by parity of the couplings, coefficients of each degree
+        if self.even and self.odd:
+            samples = self.grid.synthesis_and_gradient(features)
+        else:
+            samples = self.grid.synthesis(features).unsqueeze(1) if self.even else self.grid.gradient(features)
+        summed = filtered_sum(samples, harmonics, weights.transpose(1, 2), senders, receivers, self.zonal(harmonics), tuple(self.terms))
+        summed = summed.flatten(-2).unbind(1)
+        parts: dict[int, tuple[Tensor, ...]] = {}  # by parity of the couplings, coefficients of each degree
         if self.even:
-            samples = gather(self.grid.synthesis(features), senders).unsqueeze(-2)
-            summed = scatter_sum(samples * filters[0], receivers, atoms).flatten(-2)
-            parts[0] = self._degrees(self.grid.analysis(summed))
+            parts[0] = self._degrees(self.grid.analysis(summed[0]))
         if self.odd:
-            first, second = gather(self.grid.gradient(features), senders).unsqueeze(-2).unbind(1)
-            summed = scatter_sum(first * filters[-1] - second * filters[-2], receivers, atoms).flatten(-2)
-            parts[1] = self._degrees(self.grid.analysis_of_bracket(summed))
+            parts[1] = self._degrees(self.grid.analysis_of_bracket(summed[-1]))
         z = torch.cat([parts[0 if b.parity == (-1) ** b.l else 1][b.l] for b in self.out], dim=-2)  # natural inputs: parity tells
         return z * self.scales(z)
 
@@ -158,8 +157,8 @@ def degree_of_component(lmax: int) -> list[int]:
     return [l for l in range(lmax + 1) for _ in range(2 * l + 1)]
 
 
-def _zonal_table(signal: Float[Tensor, "points size"]) -> Float[Tensor, "size columns"]:
+def _zonal_table(signal: Float[Tensor, "points size"]) -> Float[Tensor, "size points degrees"]:
     """Maps Y(r_ij) to a signal of its zonal functions sum_m Y_lm(r_ij) Y_lm(r), one per degree, at each point."""
     lmax = int(signal.shape[1] ** 0.5) - 1
     degrees = torch.nn.functional.one_hot(torch.tensor(degree_of_component(lmax))).to(signal)  # [size, degrees]
-    return (signal.T[:, :, None] * degrees[:, None, :]).flatten(1)
+    return signal.T[:, :, None] * degrees[:, None, :]
