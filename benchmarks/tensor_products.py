@@ -4,6 +4,7 @@ python benchmarks/tensor_products.py                  # channel-wise, as models 
 python benchmarks/tensor_products.py --settings mimo simo siso --lmax 2 4 6 8 --batch 10000 --channels 1
 python benchmarks/tensor_products.py --algorithms     # which grid and which convolution "auto" should take
 python benchmarks/tensor_products.py plot             # results/tensor_products.csv -> .svg: runtime, per degree of freedom, roofline
+python benchmarks/tensor_products.py table            # the same rows as Markdown
 """
 
 import argparse
@@ -45,9 +46,7 @@ def plot(path: Path) -> None:
     """Forward time and second-derivative time over lmax; time per degree of freedom; fraction of the roofline."""
     from matplotlib.figure import Figure
 
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["setting"] == "channel-wise"]
-    latest = {(r["product"], r["couplings"], r["lmax"], r["mode"], r["batch"]): r for r in rows}.values()
+    latest = read_latest(path)
     panels = [
         ("forward", "median_ms", "forward, µs per product of 64 channels"),
         ("second derivative", "median_ms", "forward + backward + double backward, µs"),
@@ -71,9 +70,34 @@ def plot(path: Path) -> None:
     figure.savefig(path.with_suffix(".svg"))
 
 
+def table(path: Path) -> None:
+    """µs per pair of features, and how many times faster than e3nn with the same couplings that is, a table per mode."""
+    latest = read_latest(path)
+    lmaxes = sorted({int(r["lmax"]) for r in latest})
+    for mode in ("forward", "forward+backward", "second derivative"):
+        print(f"\n{mode}\n\n| | couplings | " + " | ".join(f"lmax {l}" for l in lmaxes) + " |\n|---|---|" + "---|" * len(lmaxes))
+        for name, couplings in sorted({(r["product"], r["couplings"]) for r in latest}, key=lambda key: (key[1], key[0])):
+            cells = {int(r["lmax"]): r for r in latest if (r["product"], r["couplings"], r["mode"]) == (name, couplings, mode)}
+            print(f"| `{name}` | {couplings} | " + " | ".join(_cell(cells.get(l)) for l in lmaxes) + " |")
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    ratio = "" if row["product"] == "e3nn" or not row["e3nn_over_this"] else f" ({float(row['e3nn_over_this']):.1f}x)"
+    return f"{1000 * float(row['median_ms']) / int(row['batch']):.3g}{ratio}"
+
+
+def read_latest(path: Path) -> list[dict]:
+    """The channel-wise rows of a file of results, later ones in the place of earlier ones."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["setting"] == "channel-wise"]
+    return list({(r["product"], r["couplings"], r["lmax"], r["mode"]): r for r in rows}.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=("plot",))
+    parser.add_argument("command", nargs="?", choices=("plot", "table"))
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--algorithms", action="store_true", help="time the algorithms of the grids against each other instead")
     parser.add_argument("--compile-peer", action="store_true", help="e3nn under torch.compile as well")
@@ -87,6 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "plot":
         return plot(options.csv)
+    if options.command == "table":
+        return table(options.csv)
     if options.algorithms:
         return algorithms(options.lmax, options.channels, options.batch)
     more = {"quick": options.quick, "compile_peer": options.compile_peer, "csv": options.csv}

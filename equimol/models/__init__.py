@@ -12,7 +12,7 @@ import torch
 from ase.data import atomic_numbers
 
 from equimol.models.base import ConservativePotential, Potential
-from equimol.models.composition import Shifted, Sum
+from equimol.models.composition import Shifted, Sum, shifted
 from equimol.models.file import load, save
 from equimol.models.lennard_jones import LennardJones, LennardJonesConfig
 from equimol.models.mace import MACE, MACEConfig
@@ -69,7 +69,7 @@ def build_model(
     preset_settings = entry.presets[_known(preset, entry.presets, f"preset of {name}")]
     elements = tuple(sorted({int(z) for z in elements}))
     model = entry.model(_config(entry.config, {**preset_settings, **settings, "elements": elements}))
-    model = Shifted(model, references or dict.fromkeys(elements, 0.0), scale, shift)
+    model = shifted(model, references or dict.fromkeys(elements, 0.0), scale, shift)
     if zbl is False:
         return model
     reach = {} if zbl is True else zbl
@@ -83,7 +83,7 @@ def build(description: dict[str, Any]) -> Potential:
         case {"name": "sum", "members": members}:
             return Sum(*(build(m) for m in members))
         case {"name": "shifted", "inner": inner, "references": references, "scale": scale, "shift": shift}:
-            return Shifted(build(inner), {int(z): e for z, e in references.items()}, scale, shift)
+            return shifted(build(inner), {int(z): e for z, e in references.items()}, scale, shift)
         case {"name": str(name), "config": dict(config)}:
             entry = MODELS[_known(name, MODELS, "model")]
             return entry.model(_config(entry.config, config))

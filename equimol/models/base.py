@@ -129,16 +129,56 @@ class ConservativePotential(Potential):
         }
 
 
+class DirectPotential(Potential):
+    """A model that predicts forces beside the energy. They are no derivative of it: molecular dynamics does not conserve energy."""
+
+    outputs = ("energy", "forces", "energies")
+    conservative = False
+
+    @abstractmethod
+    def atomic_outputs(
+        self,
+        displacements: Float[Tensor, "edges 3"],
+        numbers: Int[Tensor, " atoms"],
+        senders: Int[Tensor, " edges"],
+        receivers: Int[Tensor, " edges"],
+        indices: dict[str, Tensor],
+        system: Int[Tensor, " atoms"],
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms 3"]]:
+        """Energies and forces of atoms; arguments as those of :meth:`ConservativePotential.atomic_energies`."""
+
+    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        """Integer tensors derived from the graph: eager, without gradient."""
+        return {}
+
+    def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        self.check_elements(graph.numbers)
+        energies, forces = self.atomic_outputs(
+            graph.displacements().detach(), graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
+        )
+        energies, systems = energies.double(), len(graph.cell)
+        return {
+            "energy": scatter_sum(energies, graph.system, systems),
+            "energies": energies,
+            "forces": forces.double(),
+            "stress": torch.full((systems, 3, 3), torch.nan, dtype=torch.float64, device=energies.device),  # not predicted
+        }
+
+
 def _volume(graph: AtomicGraph) -> Float[Tensor, " systems"]:
     """Å³, as a triple product: a determinant has no kernel in exported C++ models."""
     a, b, c = graph.cell.unbind(1)
     return (a * torch.linalg.cross(b, c)).sum(-1).abs()
 
 
-class ConfiguredPotential(ConservativePotential):
-    """A conservative model that is listed in ``MODELS``: its class name and its settings describe it."""
+class Configured:
+    """Mixed into a model that is listed in ``MODELS``: its class name and its settings describe it."""
 
     name: str
 
     def description(self) -> dict[str, Any]:
         return {"name": self.name, "config": asdict(self.config)}
+
+
+class ConfiguredPotential(Configured, ConservativePotential):
+    """A conservative model that is listed in ``MODELS``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.base import ConservativePotential
+from equimol.models.base import ConservativePotential, DirectPotential, Potential
 
 
 class Sum(ConservativePotential):
@@ -39,17 +39,17 @@ class Sum(ConservativePotential):
         return {"name": "sum", "members": [m.description() for m in self.members]}
 
 
-class Shifted(ConservativePotential):
+class _Shift(Potential):
     """E_i = references[Z_i] + shift + scale * inner_i, summed in float64: totals of 1e5 eV would drown forces in float32.
 
     Args:
-        inner: predicts energies of order one.
+        inner: predicts energies (and forces, where those are no derivatives) of order one.
         references: eV for each atomic number of ``inner``, usually of the isolated atoms.
         scale: eV, usually the root mean square of the training forces times 1 Å.
         shift: eV per atom, usually the mean of what remains after the references.
     """
 
-    def __init__(self, inner: ConservativePotential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> None:
+    def __init__(self, inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
         self.references = {int(z): float(e) for z, e in sorted(references.items())}
         missing = sorted(set(inner.elements) - set(self.references))
@@ -63,10 +63,30 @@ class Shifted(ConservativePotential):
     def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
         return self.inner.indices(graph)
 
-    def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
-        energies, features = self.inner.atomic_energies(displacements, numbers, senders, receivers, indices, system)
-        return self._table.to(numbers.device)[numbers] + self.scale * energies.double(), features
+    def _totals(self, numbers: Tensor, energies: Tensor) -> Tensor:
+        return self._table.to(numbers.device)[numbers] + self.scale * energies.double()
 
     def description(self) -> dict[str, Any]:
         references = {str(z): e for z, e in self.references.items()}
         return {"name": "shifted", "references": references, "scale": self.scale, "shift": self.shift, "inner": self.inner.description()}
+
+
+class Shifted(_Shift, ConservativePotential):
+    __doc__ = _Shift.__doc__
+
+    def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
+        energies, features = self.inner.atomic_energies(displacements, numbers, senders, receivers, indices, system)
+        return self._totals(numbers, energies), features
+
+
+class ShiftedDirect(_Shift, DirectPotential):
+    """The same for a model with direct forces, which are scaled like the energies."""
+
+    def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
+        energies, forces = self.inner.atomic_outputs(displacements, numbers, senders, receivers, indices, system)
+        return self._totals(numbers, energies), self.scale * forces.double()
+
+
+def shifted(inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> Shifted | ShiftedDirect:
+    """The one of the two that suits the model."""
+    return (ShiftedDirect if isinstance(inner, DirectPotential) else Shifted)(inner, references, scale, shift)

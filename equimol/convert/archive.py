@@ -1,0 +1,95 @@
+"""Files of torch.save, read without running anything that they contain: no class is imported, no function called but those of tensors."""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+
+class ConversionError(ValueError):
+    """A file that is not understood, with the reason."""
+
+
+class Record:
+    """What a file says of an object whose class is not loaded: ``class_name``, ``arguments``, attributes and ``items``."""
+
+    class_name = ""
+    arguments: tuple = ()
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Record:
+        record = object.__new__(cls)
+        record.arguments, record.items = (*arguments, *named.items()), []
+        return record
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update({str(key): value for key, value in part.items()})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+    def append(self, value: Any) -> None:
+        self.items.append(value)
+
+    def extend(self, values: Any) -> None:
+        self.items.extend(values)
+
+    def __repr__(self) -> str:
+        return f"<{self.class_name} as read>"
+
+
+def read_archive(path: str | Path) -> Any:
+    """The content of a file of torch.save, on the CPU, every foreign object a `Record`.
+
+    Raises ConversionError where the file is none of those, or holds a program (TorchScript).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"there is no file {path}; check the path")
+    if not zipfile.is_zipfile(path):
+        raise ConversionError(f"{path} is no archive of torch.save (PyTorch 1.6 or newer); write it again with a current PyTorch")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ConversionError(f"{path} is a TorchScript program; this reader takes weights, not programs")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
+        raise ConversionError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+_SAFE = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): lambda *_: {},
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("copyreg", "_reconstructor"): lambda cls, base, state: cls() if issubclass(cls, Record) else base(state),
+}
+_PLAIN = (set, frozenset, dict, list, tuple, int, float, bool, str, bytes, complex, slice, range)
+_SAFE |= {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _PLAIN}  # the second is its name of old
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and plain containers; makes up a kind of Record for any other class, and never imports."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _SAFE:
+            return _SAFE[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        return type(name, (Record,), {"class_name": f"{module}.{name}"})
+
+
+_INERT = SimpleNamespace(Unpickler=_Unpickler, __name__="inert")

@@ -1,0 +1,116 @@
+"""EScAIP: the laws of a potential, smoothness, published sizes."""
+
+import numpy as np
+import pytest
+import torch
+
+from equimol.data.graph import AtomicGraph
+from equimol.models.escaip import PRESETS, EScAIP, EScAIPConfig, EScAIPDirect
+from equimol.models.escaip_v1 import EScAIPV1, EScAIPV1Config, EScAIPV1Direct
+from equimol.testing import assert_batch_is_one_by_one, assert_is_potential, assert_moves_with_its_atoms, example_structures
+
+
+def model_of(kind, **settings):
+    torch.manual_seed(0)
+    return kind(EScAIPConfig(elements=(1, 6, 8), **{**PRESETS["tiny"], **settings})).double().eval()
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_it_is_a_potential(smooth):
+    assert_is_potential(model_of(EScAIP, smooth=smooth))
+
+
+def test_direct_forces_turn_with_the_atoms():
+    model = model_of(EScAIPDirect)
+    structures = example_structures(model.elements)
+    for structure in structures:
+        assert_moves_with_its_atoms(model, structure)
+    assert_batch_is_one_by_one(model, structures)
+
+
+def test_published_direct_forces_do_not():
+    model = model_of(EScAIPDirect, smooth=False)
+    structure = example_structures(model.elements)[0]
+    assert_batch_is_one_by_one(model, [structure, structure])
+    with pytest.raises(AssertionError, match="forces under rotation"):
+        assert_moves_with_its_atoms(model, structure)
+
+
+def largest_jump(model, steps: int) -> float:
+    """eV; of the energy along a path of an atom through a cluster, beyond what its slope explains."""
+    rng = np.random.default_rng(0)
+    cluster = rng.uniform(size=(14, 3)) * 6.0
+    start, end = np.array([-4.0, 1, 2]), np.array([9.0, 4, 3])
+    numbers = np.array([8, *[1, 6] * 7])
+    width = np.linalg.norm(end - start) / steps
+    energies, slopes = [], []
+    for t in np.linspace(0, 1, steps + 1):
+        positions = np.concatenate([[start + t * (end - start)], cluster])
+        result = model(AtomicGraph.build(positions, numbers, None, False, model.cutoff))
+        energies.append(float(result["energy"]))
+        slopes.append(-float(result["forces"][0].numpy() @ (end - start)) / np.linalg.norm(end - start))
+    slopes = np.array(slopes)
+    return float(np.abs(np.diff(energies) - width * (slopes[1:] + slopes[:-1]) / 2).max())
+
+
+def test_the_smooth_form_has_no_jumps_where_the_published_one_jumps():
+    """The trapezoid's error falls with the cube of the step; a jump does not."""
+    jumps = {
+        smooth: [largest_jump(model_of(EScAIP, smooth=smooth, neighbors=6), steps) for steps in (100, 400)] for smooth in (True, False)
+    }
+    assert jumps[True][1] < jumps[True][0] / 10
+    assert jumps[False][1] > jumps[False][0] / 4
+
+
+@pytest.mark.parametrize(("preset", "conservative", "direct"), [("83M", 71.0, 88.6), ("146M", 122.0, 155.7), ("317M", 262.6, 332.9)])
+def test_published_sizes(preset, conservative, direct):
+    config = EScAIPConfig(elements=tuple(range(1, 101)), **PRESETS[preset], smooth=False)
+    with torch.device("meta"):
+        for kind, millions in ((EScAIP, conservative), (EScAIPDirect, direct)):
+            assert sum(p.numel() for p in kind(config).parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize(("preset", "direct"), [("83M", 83.3), ("146M", 146.2), ("317M", 311.8)])
+def test_published_sizes_of_the_paper(preset, direct):
+    heads, layers = {"83M": (8, 10), "146M": (12, 8), "317M": (16, 10)}[preset]
+    config = EScAIPV1Config(elements=tuple(range(1, 101)), width=64 * heads, layers=layers, heads=heads)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in EScAIPV1Direct(config).parameters()) / 1e6 == pytest.approx(direct, abs=0.1)
+
+
+@pytest.mark.parametrize("energy", ["mean", "sum"])
+def test_the_papers_form_conserves_energy_between_changes_of_neighbours(energy):
+    torch.manual_seed(0)
+    small = {"width": 32, "layers": 2, "heads": 2, "radial_basis": 40, "radial_width": 16, "element_width": 8, "order_width": 8}
+    model = EScAIPV1(EScAIPV1Config(elements=(1, 6, 8), cutoff=6.0, energy=energy, **small)).double().eval()
+    from equimol.testing import assert_forces_are_slopes
+
+    structures = example_structures(model.elements)
+    for structure in structures[:2]:
+        assert_moves_with_its_atoms(model, structure)
+        assert_forces_are_slopes(model, structure)
+    assert_batch_is_one_by_one(model, structures)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"legendre": (3, 3)}, "legendre must sum to width / heads = 16"),
+        ({"heads": 3}, "legendre must sum to width / heads"),
+        ({"stochastic_depth": 1.0}, r"stochastic_depth must be in \[0, 1\)"),
+        ({"cutoff": 0.0}, "cutoff must be positive"),
+    ],
+)
+def test_settings_out_of_range_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EScAIPConfig(elements=(1,), **{**PRESETS["tiny"], **settings})
+
+
+def test_stochastic_depth_drops_updates_in_training_alone():
+    model = model_of(EScAIP, stochastic_depth=0.5)
+    structure = example_structures(model.elements)[0]
+    graph = AtomicGraph.build(**structure, cutoff=model.cutoff)
+    torch.testing.assert_close(model(graph)["energy"], model(graph)["energy"], rtol=0, atol=0)
+    model.train()
+    energies = {round(float(model(graph)["energy"].detach()), 9) for _ in range(6)}
+    assert len(energies) > 1

@@ -1,0 +1,70 @@
+"""Attention without padding against the plain form, one atom at a time."""
+
+import math
+
+import torch
+
+from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention, own_attention, slot_indices
+from equimol.o3 import spherical_harmonics
+
+SENDERS = torch.tensor([1, 2, 3, 0, 0, 3, 0, 2])
+RECEIVERS = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
+ATOMS, HEADS, PARTS = 5, 2, (3, 2, 1)
+
+
+def case(random):
+    slots = slot_indices(SENDERS, RECEIVERS, ATOMS, own=True)
+    size = len(slots["edge"])
+    directions = random(len(SENDERS), 3)
+    harmonics = spherical_harmonics(directions, 2).split([1, 3, 5], 1)
+    harmonics = [y / math.sqrt(y.shape[1]) for y in harmonics]
+    own = [torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 5, dtype=torch.float64)]
+    harmonics = [torch.cat([o, y])[slots["edge"]] for o, y in zip(own, harmonics, strict=True)]
+    features = [random(size, 12) for _ in range(3)]
+    envelope = -random(size).square()
+    envelope[2] = -math.inf
+    return slots, slots["groups"].tolist(), harmonics, features, envelope
+
+
+def test_slots_hold_each_atom_and_its_neighbours():
+    slots = slot_indices(SENDERS, RECEIVERS, ATOMS, own=True)
+    assert slots["groups"].tolist() == [[1, 1], [1, 2], [2, 3], [1, 4]]
+    for atom in range(ATOMS):
+        mine = slots["receiver"] == atom
+        assert slots["sender"][mine].tolist() == [atom, *SENDERS[atom == RECEIVERS].tolist()]
+        assert int(slots["first"][atom]) == int(torch.nonzero(mine)[0])
+        assert slots["order"][slots["place"][atom]] == atom
+    edges = slots["edge"][slots["edge"] > 0] - 1
+    torch.testing.assert_close(torch.sort(edges).values, torch.arange(len(SENDERS)))
+    torch.testing.assert_close(slots["receiver"][slots["edge"] > 0], RECEIVERS[edges])
+
+
+def test_without_own_slots_only_a_lone_atom_has_one():
+    slots = slot_indices(SENDERS, RECEIVERS, ATOMS, own=False)
+    assert slots["groups"].tolist() == [[2, 1], [2, 2], [1, 3]]
+    assert slots["sender"][slots["receiver"] == 4].tolist() == [4]
+    assert slots["edge"][slots["receiver"] == 4].tolist() == [0]
+
+
+def test_it_is_attention_of_vectors_times_harmonics(random):
+    slots, groups, harmonics, (q, k, v), envelope = case(random)
+    bias = [part.unsqueeze(1) for part in by_group(envelope, groups)]
+    found = neighbor_attention(q, k, v, legendre_products(harmonics, groups), bias, groups, HEADS, PARTS, 0.3)
+    for atom in range(ATOMS):
+        mine = slots["receiver"] == atom
+        for head in range(HEADS):
+            columns = slice(6 * head, 6 * head + 6)
+            expanded = []
+            for x in (q[mine, columns], k[mine, columns]):
+                parts = [a[:, :, None] * y[mine][:, None] for a, y in zip(x.split(PARTS, 1), harmonics, strict=True)]
+                expanded.append(torch.cat([part.flatten(1) for part in parts], 1))
+            logits = 0.3 * expanded[0] @ expanded[1].T + envelope[mine]
+            torch.testing.assert_close(found[mine, columns], torch.softmax(logits, -1) @ v[mine, columns])
+
+
+def test_the_atoms_own_rows_alone_are_the_same(random):
+    slots, groups, harmonics, (q, k, v), envelope = case(random)
+    bias = [part.unsqueeze(1) for part in by_group(envelope, groups)]
+    full = neighbor_attention(q, k, v, legendre_products(harmonics, groups), bias, groups, HEADS, PARTS, 0.3)
+    first = slots["first"][slots["order"]]
+    torch.testing.assert_close(own_attention(q[first], k, v, bias, groups, HEADS, PARTS, 0.3), full[first])
