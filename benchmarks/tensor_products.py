@@ -17,7 +17,7 @@ import torch
 from equimol.bench import SETTINGS, append_rows, compare_calls, describe_surroundings, print_table, tensor_products
 from equimol.o3 import layout_dim, natural_layout
 from equimol.o3.sphere import ALGORITHMS
-from equimol.tensor_products import CompleteGrid, GauntFourier, GauntGrid
+from equimol.tensor_products import TENSOR_PRODUCTS, CompleteGrid, GauntFourier, GauntGrid
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,11 +62,12 @@ def plot(path: Path) -> None:
                 if (r["product"], r["couplings"], r["mode"]) == (name, couplings, mode) and r[column]
             )
             if points:
-                style = {"color": "black"} if name == "e3nn" else {}
-                axes.plot(*zip(*points, strict=True), "o--" if couplings == "all" else "o-", ms=3, label=f"{name}, {couplings}", **style)
+                color = {"e3nn": "black", "e3nn compiled": "0.6"}.get(name) or f"C{list(TENSOR_PRODUCTS).index(name)}"
+                dashes = {"even": "-", "all": "--", "odd": ":"}[couplings]
+                axes.plot(*zip(*points, strict=True), "o", ls=dashes, ms=3, color=color, label=f"{name}, {couplings}")
         axes.set(title=title, xlabel="lmax", yscale="log")
         axes.grid(alpha=0.3, which="both")
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path.with_suffix(".svg"))
 
 
