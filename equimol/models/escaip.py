@@ -355,7 +355,7 @@ class FeedForward(nn.Sequential):
 class Readout(nn.Module):
     """x + perceptron(norm(x)), taken before the first and after every block."""
 
-    def __init__(self, config: EScAIPConfig) -> None:
+    def __init__(self, config: Any) -> None:  # EScAIPConfig, or another with its fields
         super().__init__()
         self.norm, self.feedforward = nn.RMSNorm(config.width), FeedForward(config.width, config.feedforward)
 

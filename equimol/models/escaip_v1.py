@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
-from equimol.models.escaip import Attributes, FeedForward, Neighborhoods, gaussians, gelu
+from equimol.models.escaip import Attributes, FeedForward, Neighborhoods, Readout, gaussians, gelu
 from equimol.nn.neighbor_attention import by_group, neighbor_attention, slot_indices
 from equimol.o3 import spherical_harmonics
 from equimol.ops import gather, scatter_sum
@@ -102,11 +102,11 @@ class BackboneV1(nn.Module):
         self.feedforward = FeedForward(width, 1)
         self.norm_atoms = nn.RMSNorm(width)
         self.blocks = nn.ModuleList(BlockV1(config, edges) for _ in range(config.layers))
-        self.readouts = nn.ModuleList(ReadoutV1(config) for _ in range(config.layers + 1))
+        self.readouts = nn.ModuleList(Readout(config) for _ in range(config.layers + 1))
         self.projection = ProjectionV1(config)
         if edges:
             self.norm_slots = nn.RMSNorm(width)
-            self.edge_readouts = nn.ModuleList(ReadoutV1(config) for _ in range(config.layers + 1))
+            self.edge_readouts = nn.ModuleList(Readout(config) for _ in range(config.layers + 1))
             self.edge_projection = ProjectionV1(config)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -194,17 +194,6 @@ class BlockV1(nn.Module):
             return atoms_after, None
         slots = slots + update
         return atoms_after, slots + self.feedforward_slots(self.norm_feedforward_slots(slots))
-
-
-class ReadoutV1(nn.Module):
-    """x + perceptron(norm(x))."""
-
-    def __init__(self, config: EScAIPV1Config) -> None:
-        super().__init__()
-        self.norm, self.feedforward = nn.RMSNorm(config.width), FeedForward(config.width, config.feedforward)
-
-    def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-        return x + self.feedforward(self.norm(x))
 
 
 class ProjectionV1(nn.Module):

@@ -75,8 +75,7 @@ def train_step_seconds(
 ) -> float:
     """Median time of a full optimizer step on a copy of the model: batch assembly, forward, backward, clipping, update, average.
 
-    The first two steps are not counted; then 3 to 300 steps are, within `limit` seconds. Memory and caches take some seconds to
-    settle: on 3BPA the first thirty steps are a tenth slower than those that follow.
+    The first two steps are not counted; then 3 to 300 steps are, within `limit` seconds.
     """
     module = TrainingModule(copy.deepcopy(model), weights, config, total_steps=100).train()
     optimizer, device = make_optimizer(module.model, config), next(module.parameters()).device
