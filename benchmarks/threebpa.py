@@ -5,15 +5,16 @@
     python benchmarks/threebpa.py mace WORK --python PATH_OF_PEER_PYTHON --minutes 30
     python benchmarks/threebpa.py plot                              # benchmarks/results/threebpa.csv -> threebpa.svg
     python benchmarks/threebpa.py table                             # the last row of each code, as Markdown
-    python benchmarks/threebpa.py equimol WORK --product complete_grid --rank 2 --minutes 20 --csv benchmarks/results/threebpa_rank.csv
-    python benchmarks/threebpa.py table --csv benchmarks/results/threebpa_rank.csv --epochs 30
+    python benchmarks/threebpa.py equimol WORK --product complete_grid --rank 2 --minutes 20 --steps 7378 --csv RANKS.csv
+    python benchmarks/threebpa.py table --csv RANKS.csv --epochs 20
 
 The data are those of Kovacs et al. 2021 (github davkovacs/BOTNet-datasets, dataset_3BPA): train_300K and iso_atoms, and, cut from
 train_mixedT by temperature and without the frames that train_300K also has, derived_test_{300,600,1200}K, each as .xyz.xz. The peer's
 environment: python -m venv PEER && PEER/bin/pip install torch==2.13.0 mace-torch==0.3.16.
 
-Each training is a process of its own with two threads. Errors are those of snapshots on the *derived* test sets (136 / 167 / 166
-frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the published ones and are not them.
+Each training is a process of its own with two threads, or one where --steps fixes its length. Errors are those of snapshots on the
+*derived* test sets (136 / 167 / 166 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the
+published ones and are not them.
 """
 
 from __future__ import annotations
@@ -68,31 +69,41 @@ def prepare(data: Path, work: Path) -> None:
         write(name, read(f"derived_{name}K.xyz.xz"))
 
 
-def run_equimol(work: Path, product: str, rank: int | None, minutes: float, preset: str, every: float, extra: list[str], out: Path) -> None:
-    """Trains through the command line, copying checkpoints while it runs; then measures each copy."""
+def run_equimol(args: argparse.Namespace) -> None:
+    """Trains through the command line, copying checkpoints while it runs; then measures each copy.
+
+    With ``--steps`` the run ends at that step however long it takes, on one thread: a machine that does other things does not change
+    what is learnt. Minutes are then those of the step on the quiet machine where ``--minutes`` alone gave the number of steps.
+    """
+    from equimol.training.checkpoint import read_checkpoint
+
+    work, product, rank, preset = args.work, args.product, args.rank, args.preset
     label = f"equimol {product}" + ("" if preset == "small" else f" {preset}") + (f" rank {rank}" if rank else "")
     run = work / label.replace(" ", "_")
-    if rank:
-        extra = [*extra, f"settings.rank={rank}"]
+    extra = [*args.set, f"settings.rank={rank}"] if rank else args.set
     shutil.rmtree(run, ignore_errors=True)
     snapshots = run.with_name(run.name + "_snapshots")
     shutil.rmtree(snapshots, ignore_errors=True)
     snapshots.mkdir(parents=True)
-    command = [sys.executable, "-m", "equimol", "train", str(work / "train.xyz"), "--time", f"{minutes * 60:.0f}s"]
+    command = [sys.executable, "-m", "equimol", "train", str(work / "train.xyz")]
+    command += [f"steps={args.steps}"] if args.steps else ["--time", f"{args.minutes * 60:.0f}s"]
     command += [f"valid={work / 'valid.xyz'}", "test=0", f"references={work / 'atoms.xyz'}", f"out={run}"]
     command += [f"preset={preset}", f"settings.product={product}", *extra]
-    start, due = time.time(), every * 60
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    start, due, seen = time.time(), args.every, 0.0
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1" if args.steps else "2"})
     while process.poll() is None:
         time.sleep(1)
         last = run / "last.ckpt"
-        if time.time() - start > due and last.exists():
-            shutil.copy2(last, snapshots / f"{(last.stat().st_mtime - start) / 60:.2f}.ckpt")
-            due += every * 60
-    minutes_taken = (time.time() - start) / 60
+        if not last.exists() or last.stat().st_mtime == seen:
+            continue
+        seen = last.stat().st_mtime
+        minutes = read_checkpoint(last)["global_step"] / args.steps * args.minutes if args.steps else (seen - start) / 60
+        if minutes > due:
+            shutil.copy2(last, snapshots / f"{minutes:.2f}.ckpt")
+            due += args.every
     if process.returncode:
         raise SystemExit(f"training failed with exit code {process.returncode}")
-    record_equimol(work, run, snapshots, label, minutes_taken, out)
+    record_equimol(work, run, snapshots, label, args.minutes if args.steps else (time.time() - start) / 60, args.csv)
 
 
 def record_equimol(work: Path, run: Path, snapshots: Path, label: str, minutes_taken: float, out: Path) -> None:
@@ -221,6 +232,7 @@ def main() -> None:
     command.add_argument("--rank", type=int, help="settings.rank, and part of the run's name")
     command.add_argument("--preset", default="small")
     command.add_argument("--minutes", type=float, default=30)
+    command.add_argument("--steps", type=int, help="train so many steps, whose time on a quiet machine is --minutes")
     command.add_argument("--every", type=float, default=3, help="minutes between snapshots")
     command.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of the run, such as loss.energy=10")
     command = commands.add_parser("mace")
@@ -237,7 +249,7 @@ def main() -> None:
         case "prepare":
             prepare(args.data, args.work)
         case "equimol":
-            run_equimol(args.work, args.product, args.rank, args.minutes, args.preset, args.every, args.set, args.csv)
+            run_equimol(args)
         case "mace":
             run_mace(args.work, args.python, args.minutes, args.csv)
         case "plot":
