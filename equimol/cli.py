@@ -140,6 +140,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("predictions.extxyz"), help="labels and predictions, .extxyz, .xyz or .npz (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=8, help="structures at a time (default: %(default)s)")
+    held = "atoms whose forces do not count, as the setting of the training says (default: as the model was trained)"
+    parser.add_argument("--fixed", choices=("auto", "tags", "none"), help=held)
     known = "labels by their keys in the files, such as energy=my_energy (default: those that the model was trained on, else detected)"
     parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help=known)
     _add_device(parser, "cpu")
@@ -159,8 +161,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from equimol.training.metrics import error_table
 
     model = load(options.model, device=find_device(options.device or "cpu"), dtype=options.dtype)
-    trained_on = read_metadata(options.model).get("label_keys") or {}
-    found = read(options.data, keys, preferred={name: [key] if isinstance(key, str) else key for name, key in trained_on.items()})
+    facts = read_metadata(options.model)
+    trained_on = facts.get("label_keys") or {}
+    fixed = options.fixed or (facts.get("training") or {}).get("fixed", "auto")
+    preferred = {name: [key] if isinstance(key, str) else key for name, key in trained_on.items()}
+    found = read(options.data, keys, preferred=preferred, fixed=fixed)
     print(found.report)
     frames = [frame for frame in found.frames if not is_isolated_atom(frame)]
     if len(frames) < len(found.frames):
@@ -254,6 +259,46 @@ def _bench(options: argparse.Namespace) -> None:
     )
 
 
+# --- convert ---------------------------------------------------------------------------------------------------------------------
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("code", choices=("fairchem",), help="what wrote the file: fairchem (EScAIP, AllScAIP)")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint or state dict of torch.save")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the model file to write, .equimol or .safetensors")
+    given = "settings of the backbone, alone or as `backbone:` or `model: backbone:`, for a file that holds weights alone"
+    parser.add_argument("--settings", type=Path, metavar="YAML", help=given)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from equimol.models.file import SUFFIXES
+
+    if options.out.suffix not in SUFFIXES:  # before the work
+        raise ValueError(f"a model file ends in {' or '.join(SUFFIXES)}, got {options.out.name!r}; choose such a name")
+    from equimol.convert.fairchem import read_fairchem
+    from equimol.info import describe_potential
+    from equimol.models import save
+
+    model = read_fairchem(options.file, _backbone_settings(options.settings) if options.settings else None)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save(model, options.out, {"notes": f"converted from {options.file.name} of {options.code}"})
+    print(f"{options.out}: {describe_potential(model)}")
+
+
+def _backbone_settings(path: Path) -> dict:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    for key in ("model", "backbone"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold the settings of a backbone, lines of `key: value`, got {type(content).__name__}")
+    return content
+
+
 # --- info ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +349,13 @@ COMMANDS = {
         "Molecular dynamics of one structure; prints ms per step, and the drift at constant energy; writes a trajectory.",
         "  equimol md runs/first/model.equimol start.xyz --temperature 300 --steps 1000\n"
         "  equimol md model.equimol start.cif --thermostat nve --timestep 0.5 --trajectory nve.traj",
+    ),
+    "convert": (
+        _convert_arguments,
+        _convert,
+        "Read a published model of another code, without running anything in its file, and write it as a model file.",
+        "  equimol convert fairchem inference_ckpt.pt escaip.equimol\n"
+        "  equimol convert fairchem state_dict.pt escaip.equimol --settings backbone.yaml",
     ),
     "bench": (
         _bench_arguments,

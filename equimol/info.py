@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from equimol.models import MODELS
+from equimol.models import MODELS, Potential, core
 from equimol.models.file import load, read_metadata
 from equimol.tensor_products import TENSOR_PRODUCTS
 from equimol.training.metrics import error_table
@@ -59,6 +59,17 @@ def describe_model(path: str | Path, device: str | None = None, dtype: str | Non
     errors = (facts.get("training") or {}).get("errors")
     table = f"\n\n{error_table(errors)}" if errors else ""
     return _table({"file": str(path)} | {name: text for name, text in known.items() if text}) + table
+
+
+def describe_potential(model: Potential) -> str:
+    """One line on a model that was not trained here: what it is, its size, elements and reference energies."""
+    symbols = [chemical_symbols[z] for z in model.elements]
+    elements = " ".join(symbols) if len(symbols) < 12 else f"{len(symbols)} elements, {symbols[0]} to {symbols[-1]}"
+    described = model.description()
+    references = [energy for energy in described.get("references", {}).values() if energy]
+    size = sum(p.numel() for p in model.parameters())
+    text = f"{_summary(described)}, cutoff {core(model).config.cutoff:g} Å; {size} parameters; {elements}"
+    return f"{text}; reference energies of {len(references)} elements" if references else f"{text}; no reference energies"
 
 
 _TRAINING = ("data", "preset", "steps", "epochs", "time", "batch", "loss", "seed")

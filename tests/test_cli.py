@@ -184,6 +184,57 @@ def test_evaluate_refuses_other_suffixes_at_once(data_path, capsys):
     assert ".extxyz, .xyz or .npz" in error_of(capsys, "evaluate", "missing.equimol", data_path, "--out", "p.csv")
 
 
+# --- convert ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fairchem_weights(elsewhere):
+    """A small state dict under the names of fairchem-core, and the settings that belong to it."""
+    from equimol.convert.escaip import _names, config_of
+    from equimol.convert.names import output
+    from equimol.models import EScAIP
+
+    settings = {"max_num_elements": 10, "hidden_size": 16, "num_layers": 2, "max_radius": 5.0, "knn_k": 8, "knn_sigmoid_scale": 0.2}
+    settings |= {"knn_lse_scale": 0.1, "atten_num_heads": 2, "freequency_list": [4, 4], "edge_distance_expansion_size": 16}
+    config = config_of(settings, tuple(range(1, 10)))
+    ours = EScAIP(config).state_dict()
+    weights = {}
+    for name, theirs in [*_names(config, False), *output("energy", "output_heads.efs.energy_layer")]:
+        value = torch.cat([ours[name][:1], ours[name]]) if name.endswith("_element") else ours[name]
+        parts = (theirs,) if isinstance(theirs, str) else theirs
+        weights |= dict(zip(parts, value.chunk(len(parts)), strict=True))
+    torch.save(weights, "weights.pt")
+    return settings
+
+
+@pytest.mark.parametrize("around", [(), ("backbone",), ("model", "backbone")])
+def test_convert_writes_a_model_and_says_what_it_is(around, fairchem_weights, elsewhere, capsys):
+    content = fairchem_weights
+    for key in reversed(around):
+        content = {key: content}
+    (elsewhere / "settings.yaml").write_text(yaml.safe_dump(content))
+    assert main(["convert", "fairchem", "weights.pt", "models/escaip.equimol", "--settings", "settings.yaml"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("models/escaip.equimol: escaip(") and len(text.strip().splitlines()) == 1
+    for word in ("width 16", "layers 2", "cutoff 5 Å", " parameters", "H He Li Be B C N O F", "no reference energies"):
+        assert word in text, word
+    assert main(["info", "models/escaip.equimol"]) == 0
+
+
+def test_convert_names_what_is_wrong(fairchem_weights, elsewhere, capsys):
+    convert = ["convert", "fairchem", "weights.pt"]
+    assert "ends in .equimol or .safetensors, got 'x.pt'" in error_of(capsys, *convert, "x.pt")
+    assert "give those of the backbone" in error_of(capsys, *convert, "x.equimol")
+    assert "absent.pt" in error_of(capsys, "convert", "fairchem", "absent.pt", "x.equimol")
+    for name, content, message in (
+        ("a.yaml", "[1, 2]", "must hold the settings of a backbone, lines of `key: value`, got list"),
+        ("b.yaml", "{1", "b.yaml is not YAML"),
+        ("c.yaml", "model: {backbone: 3}", "got int"),
+    ):
+        (elsewhere / name).write_text(content)
+        assert message in error_of(capsys, *convert, "x.equimol", "--settings", name)
+
+
 # --- train -----------------------------------------------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ def fill(module: torch.nn.Module, prefix: str) -> None:
         x = torch.sin(t * 12.9898 + zlib.crc32(full.encode()) % 1000) * 43758.5453
         x = (x - x.floor() - 0.5).view(parameter.shape)
         norm = parameter.ndim == 1 and full.endswith("weight")
-        scale = 0.2 if parameter.ndim == 1 else 3.0 / parameter.shape[-1] ** 0.5
+        scale = 0.2 if parameter.ndim < 2 else 3.0 / parameter.shape[-1] ** 0.5
         parameter.data.copy_(x * scale + norm)
 
 

@@ -135,13 +135,23 @@ def _parse_frame(text: str, source: str) -> "ase.Atoms":
 
 
 def _record(atoms: "ase.Atoms", source: str, more: dict[str, Any] | None = None) -> Record:
-    """Everything the structure carries. Results come last and win: ASE moves energy, forces and stress there from info and arrays."""
+    """Everything the structure carries. Results come last and win: ASE moves energy, forces and stress there from info and arrays.
+
+    Atoms that ASE's constraints hold in place are the column `fixed`, unless the file has one.
+    """
+    from ase.constraints import FixAtoms, FixCartesian
+
     arrays = {key: value for key, value in atoms.arrays.items() if key not in ("numbers", "positions")}
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     stress = results.get("stress")
     if np.shape(stress) == (6,):
         results["stress"] = np.asarray(stress)[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)  # ASE's order: xx yy zz yz xz xy
-    values = {key: value for key, value in {**(more or {}), **atoms.info, **arrays, **results}.items() if value is not None}
+    held = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms) or (isinstance(constraint, FixCartesian) and constraint.mask.all()):
+            held[constraint.index] = True
+    columns = {"fixed": held, **arrays} if held.any() else arrays
+    values = {key: value for key, value in {**(more or {}), **atoms.info, **columns, **results}.items() if value is not None}
     numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
     if not np.isfinite(positions).all():
         raise DataError(f"{source}: positions hold NaN or infinity; remove the frame")

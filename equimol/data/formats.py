@@ -11,7 +11,7 @@ from pathlib import Path
 from equimol.data.ase_formats import DAMAGE, OPENERS, read_ase, read_ase_db, read_extxyz
 from equimol.data.errors import DataError
 from equimol.data.frame import Frame
-from equimol.data.labels import LabelReport, Record, label_records, merge_reports
+from equimol.data.labels import FIXED, LabelReport, Record, label_records, merge_reports
 
 # suffix -> reader(path, name to show in messages), which yields one record after the other, in eV and Å
 FORMATS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
@@ -41,19 +41,24 @@ def read(
     keys: Mapping[str, str] | None = None,
     energy: str = "auto",
     preferred: Mapping[str, Sequence[str]] | None = None,
+    fixed: str = "auto",
 ) -> FrameSet:
     """All labelled structures of one or several files. Keys are detected; `keys={"energy": "my_energy"}` names others.
 
     `preferred` lists keys per property that go before the detected ones in the files that have them: those a model was trained on.
     `energy` is "auto", "energy" or "free_energy"; auto takes energy, but free_energy where the two differ and there are forces,
     because forces are the gradient of the free energy in codes with electronic smearing.
+    `fixed` says which atoms are held in place, so that their forces are no labels: "auto" takes ASE's constraints (FixAtoms) or a
+    column `fixed`, "tags" the tag 0, as OC20 has it, "none" no atom.
     """
+    if fixed not in FIXED:
+        raise DataError(f"fixed must be one of {', '.join(FIXED)}, got {fixed!r}")
     if energy not in ("auto", "energy", "free_energy"):
         raise DataError(f"energy must be auto, energy or free_energy, got {energy!r}; name another key with keys.energy=my_energy")
     paths = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
     if not paths:
         raise DataError("no file to read; give at least one path")
-    labelled = [label_records(_all_records(Path(path)), str(path), keys, energy, preferred) for path in paths]
+    labelled = [label_records(_all_records(Path(path)), str(path), keys, energy, preferred, fixed) for path in paths]
     return FrameSet([frame for frames, _ in labelled for frame in frames], merge_reports([report for _, report in labelled]))
 
 

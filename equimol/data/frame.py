@@ -28,12 +28,13 @@ class Frame:
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     source: str = "in memory"  # "file:index", from 0
+    fixed: Bool[np.ndarray, "atoms"] | None = None  # held in place: their forces are no labels
 
     def graph(self, cutoff: float | int) -> AtomicGraph:
         """The frame's graph with its labels and inputs; DataError with file and frame where it cannot be one."""
         inputs = {name: self.info[name] for name in INPUTS if name in self.info}
         try:
-            graph = AtomicGraph.build(self.positions, self.numbers, self.cell, self.pbc, cutoff, self.labels, **inputs)
+            graph = AtomicGraph.build(self.positions, self.numbers, self.cell, self.pbc, cutoff, self.labels, self.fixed, **inputs)
         except ValueError as error:
             raise DataError(f"{self.source}: {error}") from error
         self._reject_overlap(graph)

@@ -17,7 +17,8 @@ class AtomicGraph(Data):
     """One structure (or a batch of them) and the directed edges between its atoms; the message runs sender -> receiver.
 
     Made by `AtomicGraph.build`, batched by PyG's `Batch` and `DataLoader`. Every property and every input is always there, NaN where
-    nobody stated it, because PyG drops what the first graph of a batch lacks; `energy_present` and so on say which labels are real.
+    nobody stated it, because PyG drops what the first graph of a batch lacks; `energy_present` and so on say which labels are real, for
+    each structure, or for each atom (`forces_present`: not those of atoms that are held in place).
     """
 
     positions: Float64[Tensor, "atoms 3"]  # Å
@@ -43,6 +44,7 @@ class AtomicGraph(Data):
         pbc: Any,  # bool or three
         cutoff: float | int,  # Å
         labels: Mapping[str, Any] | None = None,  # energy (), forces [atoms, 3], stress [3, 3]
+        fixed: Any = None,  # [atoms] bool: held in place, so that their forces are no labels
         **inputs: Any,  # charge, spin
     ) -> "AtomicGraph":
         """The graph of one structure, checked. Arrays are copied; tensors keep their device and their gradient."""
@@ -62,7 +64,9 @@ class AtomicGraph(Data):
             graph[name] = _stated(name, INPUTS[name], inputs.get(name), len(numbers)).to(device)
         for name in PROPERTIES:
             graph[name] = _stated(name, PROPERTIES[name], labels.get(name), len(numbers)).to(device)
-            graph[f"{name}_present"] = torch.tensor([name in labels], device=device)
+            graph[f"{name}_present"] = torch.full((len(graph[name]),), name in labels, device=device)
+        if fixed is not None:
+            graph.forces_present &= ~_held(fixed, len(numbers)).to(device)
         return graph
 
     @property
@@ -115,6 +119,13 @@ def _structure(positions: Any, numbers: Any, cell: Any, pbc: Any) -> tuple[Tenso
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     """A tensor that shares no memory with an array: simulators move their atoms in place."""
     return values.to(dtype) if isinstance(values, Tensor) else torch.tensor(np.asarray(values), dtype=dtype)
+
+
+def _held(fixed: Any, num_atoms: int) -> Tensor:
+    held = _tensor(fixed, torch.bool)
+    if held.shape != (num_atoms,):
+        raise ValueError(f"fixed must be one bool for each of {num_atoms} atoms, got shape {list(held.shape)}; true holds an atom in place")
+    return held
 
 
 def _stated(name: str, prop: Property, value: Any, num_atoms: int) -> Tensor:

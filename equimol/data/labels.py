@@ -26,6 +26,9 @@ KEYS = {
     "spin": ("spin_multiplicity", "spin", "total_spin", "multiplicity"),
 }
 
+# Which atoms are held in place, by the settings for it. Tags are never guessed: OC20 tags fixed atoms 0, ASE's builder the adsorbate.
+FIXED = {"auto": "constraints, or the column fixed", "tags": "tag 0", "none": ""}
+
 SAME_ENERGY = 1e-6  # eV; energy and free_energy this close are one number
 
 
@@ -95,6 +98,7 @@ def label_records(
     keys: Mapping[str, str] | None = None,
     energy: str = "auto",
     preferred: Mapping[str, Sequence[str]] | None = None,
+    fixed: str = "auto",
 ) -> tuple[list[Frame], LabelReport]:
     """Frames of one file: one key per property for all of them, so that no frame takes its label from a fallback."""
     preferred = preferred or {}
@@ -113,7 +117,7 @@ def label_records(
             f"{file}: no frame carries {', '.join(PROPERTIES)} under a known key; the keys are: {_all_keys(records)}; "
             "name yours, as in keys.energy=my_energy keys.forces=my_forces"
         )
-    frames = [_frame(record, used) for record in records]
+    frames = [_frame(record, used, fixed) for record in records]
     counts = {name: sum(name in (frame.labels if name in PROPERTIES else frame.info) for frame in frames) for name in used}
     unlabelled = sum(not frame.labels for frame in frames)
     if unlabelled:
@@ -121,6 +125,10 @@ def label_records(
     if "stress" in used and counts["stress"] < found["stress"][used["stress"]]:
         left_out = found["stress"][used["stress"]] - counts["stress"]
         notes.append(f"stress left out in {left_out} frames: without a volume and a periodic direction there is none")
+    held = sum(int(frame.fixed.sum()) for frame in frames if frame.fixed is not None)
+    if held and "forces" in used:
+        atoms = sum(len(frame.numbers) for frame in frames)
+        notes.append(f"forces count on free atoms alone: {held} of {atoms} atoms are held in place ({FIXED[fixed]})")
     unused = {name: {key: n for key, n in found[name].items() if key != used.get(name)} for name in found}
     for name, others in unused.items():
         if others:
@@ -186,7 +194,7 @@ def _energy_or_free(records: Sequence[Record], energy: str, free: str, found: di
     return free, f"trains on {free!r}, not {energy!r}: {apart}, and forces are the gradient of free_energy (energy_key=energy overrides)"
 
 
-def _frame(record: Record, used: Mapping[str, str]) -> Frame:
+def _frame(record: Record, used: Mapping[str, str], fixed: str) -> Frame:
     labels = {}
     for name in PROPERTIES:
         key = used.get(name)
@@ -195,7 +203,26 @@ def _frame(record: Record, used: Mapping[str, str]) -> Frame:
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in record.values.items()}
     info = {key: value for key, value in plain.items() if key not in used.values() and isinstance(value, (str, int, float))}
     info |= {name: float(_numbers(record, used[name])) for name in INPUTS if _is_scalar(record.values.get(used.get(name)))}
-    return Frame(record.numbers, record.positions, record.cell, record.pbc, labels, info, record.source)
+    return Frame(record.numbers, record.positions, record.cell, record.pbc, labels, info, record.source, _held(record, fixed))
+
+
+def _held(record: Record, fixed: str) -> np.ndarray | None:
+    """Which atoms are held in place, [atoms]; None where nothing says it."""
+    if fixed == "none":
+        return None
+    key = "tags" if fixed == "tags" else "fixed"
+    values = record.values.get(key)
+    if values is None and fixed == "tags":
+        raise DataError(f"{record.source}: fixed=tags needs a column of tags, there is none; write one (0: fixed atom), or use fixed=auto")
+    if values is None or _is_scalar(values):
+        return None
+    values = np.asarray(values)
+    if values.shape != (len(record.numbers),) or values.dtype.kind not in "iub":
+        raise DataError(
+            f"{record.source}: {key} must be one whole number or truth value for each of {len(record.numbers)} atoms, "
+            f"got {values.dtype} of shape {values.shape}; correct the file, or use fixed=none"
+        )
+    return values == 0 if fixed == "tags" else values.astype(bool)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -67,8 +67,9 @@ def energy_std(frames: Sequence[Frame], references: dict[int, float]) -> float:
 
 
 def force_rms(frames: Sequence[Frame]) -> float:
-    """Root mean square of force components, eV/Å: the error of predicting zero. NaN without forces."""
-    forces = [frame.labels["forces"].ravel() for frame in frames if "forces" in frame.labels]
+    """Root mean square of force components of free atoms, eV/Å: the error of predicting zero. NaN without forces."""
+    labelled = [frame for frame in frames if "forces" in frame.labels]
+    forces = [(f.labels["forces"] if f.fixed is None else f.labels["forces"][~f.fixed]).ravel() for f in labelled]
     return float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else float("nan")
 
 

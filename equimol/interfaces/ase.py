@@ -26,7 +26,8 @@ _VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # ASE's order: xx, yy, zz, yz
 class EquiMolCalculator(Calculator):
     """Energy, per-atom energies, forces and stress of a potential, for ASE.
 
-    Stress exists only where the cell has a volume and a periodic direction; elsewhere ASE's PropertyNotImplementedError is raised.
+    Stress exists only where the model gives one, and the cell has a volume and a periodic direction; elsewhere ASE's
+    PropertyNotImplementedError is raised.
     The calculator keeps a frozen copy of a model it is given: training it further does not reach the calculator. Without `device`,
     a file is loaded onto a GPU if there is one and a model stays where it is. `skin` (Å) is how much farther than the cutoff
     neighbours are looked for, so that the list serves until an atom has moved half of it; the results do not depend on it.
@@ -45,6 +46,8 @@ class EquiMolCalculator(Calculator):
         if not skin >= 0:
             raise ValueError(f"skin must be zero or more (Å), got {skin}; 0.5 suits molecular dynamics")
         self.model = _own_copy(model_or_path, device, dtype)
+        if "stress" not in self.model.outputs:
+            self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
         self.skin = float(skin)
         self._neighbors: SkinList | None = None
 

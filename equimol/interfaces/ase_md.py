@@ -89,6 +89,8 @@ def run_md(
     atoms.calc = EquiMolCalculator(model_or_path, device=device, dtype=dtype)
     if not atoms.get_momenta().any():
         _draw_momenta(atoms, temperature, rng)
+    if not atoms.calc.model.conservative:
+        log("warning: the forces of this model are no gradient of its energy: no time step conserves it; train a conservative one for that")
     integrator = _integrator(atoms, thermostat, timestep_fs, temperature, friction, rng)
     with TrajectoryWriter(trajectory, log) as writer:
         bath = f"Langevin thermostat, friction {friction:g}/fs" if thermostat == "langevin" else "constant energy"

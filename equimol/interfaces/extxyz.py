@@ -26,6 +26,8 @@ def format_predictions(frames: Sequence[Frame], predictions: Mapping[str, np.nda
         first_atom = rows.stop
         atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
         atoms.info = dict(frame.info)
+        if frame.fixed is not None:
+            atoms.set_array("fixed", frame.fixed)
         for name, row in PROPERTIES.items():
             if name in frame.labels:
                 _put(atoms, name, frame.labels[name], row.per)

@@ -6,13 +6,19 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from ase.data import atomic_numbers
 
-from equimol.models.base import ConservativePotential, Potential
-from equimol.models.composition import Shifted, Sum, shifted
+from equimol.models.allscaip import PRESETS as ALLSCAIP_PRESETS
+from equimol.models.allscaip import AllScAIP, AllScAIPConfig, AllScAIPDirect
+from equimol.models.base import ConservativePotential, DirectPotential, Potential
+from equimol.models.composition import Shifted, ShiftedDirect, Sum, core, shifted
+from equimol.models.escaip import PRESETS as ESCAIP_PRESETS
+from equimol.models.escaip import EScAIP, EScAIPConfig, EScAIPDirect
+from equimol.models.escaip_v1 import EScAIPV1, EScAIPV1Config, EScAIPV1Direct
 from equimol.models.file import load, save
 from equimol.models.lennard_jones import LennardJones, LennardJonesConfig
 from equimol.models.mace import MACE, MACEConfig
@@ -20,21 +26,37 @@ from equimol.models.mace import PRESETS as MACE_PRESETS
 from equimol.models.zbl import ZBL, ZBLConfig
 
 __all__ = [
-    "MACE", "MODELS", "ZBL", "ConservativePotential", "LennardJones", "LennardJonesConfig", "MACEConfig", "ModelEntry", "Potential",
-    "Shifted", "Sum", "ZBLConfig", "build", "build_model", "find_device", "load", "save",
+    "MACE", "MODELS", "ZBL", "AllScAIP", "AllScAIPConfig", "AllScAIPDirect", "ConservativePotential", "DirectPotential", "EScAIP",
+    "EScAIPConfig", "EScAIPDirect", "EScAIPV1", "EScAIPV1Config", "EScAIPV1Direct", "LennardJones", "LennardJonesConfig", "MACEConfig",
+    "ModelEntry", "Potential", "Shifted", "ShiftedDirect", "Sum", "ZBLConfig", "build", "build_model", "core", "find_device", "load",
+    "save",
 ]  # fmt: skip
 
 
 class ModelEntry(NamedTuple):
-    """A class, its settings, and named sets of settings; ``tiny`` is always among them and trains in seconds."""
+    """A class, its settings, and named sets of settings; ``tiny`` is always among them and trains in seconds.
+
+    `training` has settings of a training run that suit this model better than the defaults of all.
+    """
 
     model: type[Potential]
     config: type
     presets: dict[str, dict[str, Any]]
+    training: Mapping[str, Any] = MappingProxyType({})
 
 
+_ESCAIP_V1_PRESETS: dict[str, dict[str, Any]] = {  # the others are as published
+    "tiny": {"width": 32, "layers": 2, "heads": 2, "radial_basis": 32, "radial_width": 32, "element_width": 32, "order_width": 16},
+    **{size: ESCAIP_PRESETS[size] for size in ("83M", "146M", "317M")},
+}
 MODELS: dict[str, ModelEntry] = {
     "mace": ModelEntry(MACE, MACEConfig, MACE_PRESETS),
+    "escaip": ModelEntry(EScAIP, EScAIPConfig, ESCAIP_PRESETS),
+    "escaip_direct": ModelEntry(EScAIPDirect, EScAIPConfig, ESCAIP_PRESETS),
+    "escaip_v1": ModelEntry(EScAIPV1, EScAIPV1Config, _ESCAIP_V1_PRESETS),
+    "escaip_v1_direct": ModelEntry(EScAIPV1Direct, EScAIPV1Config, _ESCAIP_V1_PRESETS),
+    "allscaip": ModelEntry(AllScAIP, AllScAIPConfig, ALLSCAIP_PRESETS),
+    "allscaip_direct": ModelEntry(AllScAIPDirect, AllScAIPConfig, ALLSCAIP_PRESETS),
     "lennard_jones": ModelEntry(LennardJones, LennardJonesConfig, {"tiny": {}}),
     "zbl": ModelEntry(ZBL, ZBLConfig, {"tiny": {}}),
 }
@@ -60,6 +82,7 @@ def build_model(
         references: eV per atomic number, added to each atom; zero where None.
         scale, shift: eV; multiplies the network's energies and is added to each atom's.
         zbl: add screened nuclear repulsion at short range, which real structures hardly feel; {"H-H": Å, ...} says where it ends.
+            Models with direct forces go without.
         settings: fields of the model's config, over those of the preset.
 
     Raises:
@@ -70,7 +93,7 @@ def build_model(
     elements = tuple(sorted({int(z) for z in elements}))
     model = entry.model(_config(entry.config, {**preset_settings, **settings, "elements": elements}))
     model = shifted(model, references or dict.fromkeys(elements, 0.0), scale, shift)
-    if zbl is False:
+    if zbl is False or isinstance(model, DirectPotential):
         return model
     reach = {} if zbl is True else zbl
     pairs = tuple((*(atomic_numbers[symbol] for symbol in pair.split("-")), float(r)) for pair, r in reach.items())

@@ -130,7 +130,10 @@ class ConservativePotential(Potential):
 
 
 class DirectPotential(Potential):
-    """A model that predicts forces beside the energy. They are no derivative of it: molecular dynamics does not conserve energy."""
+    """A model that predicts forces beside the energy. They are no derivative of it: molecular dynamics does not conserve energy.
+
+    One that predicts stress too has it among its ``outputs``.
+    """
 
     outputs = ("energy", "forces", "energies")
     conservative = False
@@ -144,8 +147,8 @@ class DirectPotential(Potential):
         receivers: Int[Tensor, " edges"],
         indices: dict[str, Tensor],
         system: Int[Tensor, " atoms"],
-    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms 3"]]:
-        """Energies and forces of atoms; arguments as those of :meth:`ConservativePotential.atomic_energies`."""
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms 3"]] | tuple[Tensor, Tensor, Float[Tensor, "systems 3 3"]]:
+        """Energies and forces of atoms, and stress where it is predicted; arguments as those of ``ConservativePotential``."""
 
     def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
         """Integer tensors derived from the graph: eager, without gradient."""
@@ -153,15 +156,18 @@ class DirectPotential(Potential):
 
     def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
         self.check_elements(graph.numbers)
-        energies, forces = self.atomic_outputs(
-            graph.displacements().detach(), graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
-        )
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):  # results of an evaluation are plain numbers
+            energies, forces, *stress = self.atomic_outputs(
+                graph.displacements().detach(), graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
+            )
         energies, systems = energies.double(), len(graph.cell)
+        nothing = torch.full((systems, 3, 3), torch.nan, dtype=torch.float64, device=energies.device)
+        meaningful = (_volume(graph) > 0) & graph.pbc.any(1)
         return {
             "energy": scatter_sum(energies, graph.system, systems),
             "energies": energies,
             "forces": forces.double(),
-            "stress": torch.full((systems, 3, 3), torch.nan, dtype=torch.float64, device=energies.device),  # not predicted
+            "stress": torch.where(meaningful[:, None, None], stress[0].double(), nothing) if stress else nothing,
         }
 
 

@@ -80,13 +80,24 @@ class Shifted(_Shift, ConservativePotential):
 
 
 class ShiftedDirect(_Shift, DirectPotential):
-    """The same for a model with direct forces, which are scaled like the energies."""
+    """The same for a model with direct forces, which are scaled like the energies, as is a predicted stress."""
+
+    def __init__(self, inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__(inner, references, scale, shift)
+        self.outputs = inner.outputs
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
-        energies, forces = self.inner.atomic_outputs(displacements, numbers, senders, receivers, indices, system)
-        return self._totals(numbers, energies), self.scale * forces.double()
+        energies, *others = self.inner.atomic_outputs(displacements, numbers, senders, receivers, indices, system)
+        return self._totals(numbers, energies), *(self.scale * value.double() for value in others)
 
 
 def shifted(inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> Shifted | ShiftedDirect:
     """The one of the two that suits the model."""
     return (ShiftedDirect if isinstance(inner, DirectPotential) else Shifted)(inner, references, scale, shift)
+
+
+def core(model: Potential) -> Potential:
+    """The model itself, out of its sum (where it stands first) and its shift."""
+    if isinstance(model, Sum):
+        return core(model.members[0])
+    return core(model.inner) if isinstance(model, _Shift) else model

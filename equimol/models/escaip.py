@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
+from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
+from equimol.nn.gelu import GELU, gelu
 from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention, own_attention, slot_indices
+from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
 from equimol.o3 import spherical_harmonics
 from equimol.ops import gather, scatter_sum
 
+BLOCK_NUMBERS = 2**19  # of a feature of a block of slots: two megabytes in float32, which products of matrices want and caches hold
+NOTHING = 1e-20  # Gaussians below are zero: processors take a hundred times longer for products with numbers near the smallest
 ORDER_FLOOR = 1e-6  # below the square root of bond-orientational orders
 
 
@@ -74,23 +80,48 @@ PRESETS: dict[str, dict] = {
 }
 
 
+class Block(NamedTuple):
+    """Some atoms with their slots, so few that what a layer makes of them stays in the cache."""
+
+    atoms: slice  # as their slots stand
+    groups: list[list[int]]  # [n, m]: n atoms with m slots each, one after the other
+    radial: Float[Tensor, "slots radial"] | CubicWeights
+    legendre: list[Float[Tensor, "atoms degrees m m"]]  # by group
+    bias: list[Float[Tensor, "atoms 1 m"]]
+
+    @property
+    def slots(self) -> int:
+        return sum(many * size for many, size in self.groups)
+
+    def over_slots(self, values: Float[Tensor, "slots width"], of_atoms: Float[Tensor, "atoms width"]) -> Float[Tensor, "slots width"]:
+        """Adds the rows of atoms to those of all their slots."""
+        counts = [many for many, _ in self.groups]
+        parts = zip(by_group(values, self.groups), of_atoms.split(counts), strict=True)
+        return _joined([(part + mine.unsqueeze(1)).flatten(0, 1) for part, mine in parts])
+
+    def own(self, values: Float[Tensor, "slots width"]) -> Float[Tensor, "atoms width"]:
+        """The slots of the atoms themselves: the first of each."""
+        return _joined([part[:, 0] for part in by_group(values, self.groups)])
+
+
 class Neighborhoods(NamedTuple):
-    """What all layers need to know of a structure: slots are the neighbours of each atom and the atom itself, see `slot_indices`."""
+    """What all layers need to know of a structure: slots are the neighbours of each atom and the atom itself, see `slot_indices`.
+
+    Atoms are ordered as their slots stand; ``place`` brings them back.
+    """
 
     species: Int[Tensor, " atoms"]
     orders: Float[Tensor, "atoms degrees"]  # bond-orientational
-    radial: Float[Tensor, "slots radial"]
+    senders: Int[Tensor, " slots"]
+    system: Int[Tensor, " atoms"]
+    place: Int[Tensor, " atoms"]  # where each atom of the graph stands
     directions: Float[Tensor, "slots 3"]  # zero for the atom itself
     log_envelope: Float[Tensor, " slots"]
-    legendre: list[Float[Tensor, "atoms degrees m m"]]
-    bias: list[Float[Tensor, "atoms 1 m"]]  # the same weights, by group
-    senders: Int[Tensor, " slots"]
-    receivers: Int[Tensor, " slots"]
-    first: Int[Tensor, " atoms"]  # the slot of the atom itself
-    order: Int[Tensor, " atoms"]  # the atoms as their slots stand
-    place: Int[Tensor, " atoms"]  # each atom's number in that order
-    groups: list[list[int]]
-    system: Int[Tensor, " atoms"]
+    blocks: list[Block]
+
+    def by_block(self, values: Float[Tensor, "slots ..."]) -> Sequence[Tensor]:
+        """Views of the rows of each block."""
+        return values.split([block.slots for block in self.blocks])
 
 
 class EScAIP(ConfiguredPotential):
@@ -113,6 +144,7 @@ class EScAIP(ConfiguredPotential):
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         neighborhoods = self.backbone.neighborhoods(self.graph, displacements, numbers, senders, receivers, indices, system)
         atoms, _ = self.backbone(neighborhoods)
+        atoms = gather(atoms, neighborhoods.place)
         return self.energy(atoms)[:, 0], atoms
 
 
@@ -131,9 +163,9 @@ class EScAIPDirect(Configured, DirectPotential):
         self.graph = soft_neighbors(config)
         self.cutoff, self.hops = self.graph.reach, config.layers + 1
         self.backbone = Backbone(config, edges=True)
-        self.energy_norm = nn.RMSNorm(config.width)
+        self.energy_norm = RMSNorm(config.width)
         self.energy = Output(config, 1)
-        self.force_norm_atoms, self.force_norm_slots = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
+        self.force_norm_atoms, self.force_norm_slots = RMSNorm(config.width), RMSNorm(config.width)
         self.force_direction = Output(config, 1 if config.smooth else 3)
         self.force_magnitude = Output(config, 1)
 
@@ -143,11 +175,13 @@ class EScAIPDirect(Configured, DirectPotential):
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
         x = self.backbone.neighborhoods(self.graph, displacements, numbers, senders, receivers, indices, system)
         atoms, slots = self.backbone(x)
-        along = self.force_direction(self.force_norm_slots(slots)) * x.directions
-        if self.config.smooth:
-            along = along * torch.exp(x.log_envelope)[:, None]
-        forces = scatter_sum(along, x.receivers, len(numbers)) * self.force_magnitude(self.force_norm_atoms(atoms))
-        return self.energy(self.energy_norm(atoms))[:, 0], forces
+        forces = []
+        for block, features, directions, weights in zip(x.blocks, slots, x.by_block(x.directions), x.by_block(x.log_envelope), strict=True):
+            along = self.force_direction(self.force_norm_slots(features)) * directions
+            along = along * torch.exp(weights)[:, None] if self.config.smooth else along
+            forces += [part.sum(1) for part in by_group(along, block.groups)]
+        forces = torch.cat(forces) * self.force_magnitude(self.force_norm_atoms(atoms))
+        return gather(self.energy(self.energy_norm(atoms)), x.place)[:, 0], gather(forces, x.place)
 
 
 class Backbone(nn.Module):
@@ -155,12 +189,12 @@ class Backbone(nn.Module):
 
     def __init__(self, config: EScAIPConfig, edges: bool) -> None:
         super().__init__()
-        self.config, self.edges = config, edges
+        self.config, self.edges, self.frozen = config, edges, False
         table = torch.full((119,), -1)
         table[list(config.elements)] = torch.arange(len(config.elements))
         self.register_buffer("species_of", table, persistent=False)
         self.input = InputBlock(config)
-        self.blocks = nn.ModuleList(Block(config, last=n == config.layers - 1 and not edges) for n in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, last=n == config.layers - 1 and not edges) for n in range(config.layers))
         self.readouts = nn.ModuleList(Readout(config) for _ in range(config.layers + 1))
         self.projection = Projection(config)
         if edges:
@@ -170,15 +204,20 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "slots width"] | None]:
+    def forward(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], list[Tensor]]:
+        """Features of the atoms as their slots stand, and those of the slots of each block, or none."""
         atoms, slots = self.input(x)
-        of_atoms, of_slots = [self.readouts[0](atoms)], [self.edge_readouts[0](slots)] if self.edges else []
-        for n, block in enumerate(self.blocks, start=1):
-            atoms, slots = block(x, atoms, slots)
+        of_atoms, of_slots = [self.readouts[0](atoms)], [[self.edge_readouts[0](part)] for part in slots] if self.edges else []
+        for n, layer in enumerate(self.layers, start=1):
+            atoms, slots = layer(x, atoms, slots)
             of_atoms.append(self.readouts[n](atoms))
-            if self.edges:
-                of_slots.append(self.edge_readouts[n](slots))
-        return self.projection(of_atoms), self.edge_projection(of_slots) if self.edges else None
+            for found, part in zip(of_slots, slots, strict=False):
+                found.append(self.edge_readouts[n](part))
+        return self.projection(of_atoms), [self.edge_projection(found) for found in of_slots]
+
+    def freeze(self) -> None:
+        """Attributes look up what they need of distances in tables, from now on."""
+        self.frozen = True
 
     def neighborhoods(
         self,
@@ -201,33 +240,36 @@ class Backbone(nn.Module):
         harmonics = torch.cat([y / math.sqrt(n) for n, y in zip(degrees, harmonics.split(degrees, 1), strict=True)], 1)
         orders = self._orders(harmonics, envelope, receivers, atoms)
 
-        def of_slots(values: Tensor, own: Tensor) -> Tensor:
+        def of_slots(values: Tensor, own: Tensor, dtype: torch.dtype | None = dtype) -> Tensor:
             """A row per slot, cast; ``own`` for the atom itself."""
-            return torch.cat([own[None], values])[indices["edge"]].to(dtype)
+            return gather(torch.cat([own[None], values]), indices["edge"]).to(dtype)
 
         zero = distances.new_zeros(())
         own = torch.zeros_like(harmonics[0]) if len(harmonics) else harmonics.new_zeros(harmonics.shape[1])
         own = torch.cat([torch.ones_like(own[:1]), own[1:]])  # Y_0 is one, the others have no direction to point in
-        used = sum(degrees[: len(config.legendre)])
-        groups = indices["groups"].tolist()
-        legendre = legendre_products(of_slots(harmonics[:, :used], own[:used]).split(degrees[: len(config.legendre)], 1), groups)
-        radial = gaussians(of_slots(distances, zero), config.cutoff, config.radial_basis)
-        directions, log_weights = of_slots(vectors / distances[:, None], vectors.new_zeros(3)), of_slots(envelope, zero)
+        first, last = 1, (len(config.legendre)) ** 2  # of the harmonics in the attention; degree 0 is one
+        of_angles = of_slots(harmonics[:, first:last], own[first:last])
+        lengths, log_weights = of_slots(distances, zero, None), of_slots(envelope, zero)
+        order, place, groups = indices["order"], indices["place"], indices["groups"].tolist()
+        cut = blocks_of(groups, max(1, BLOCK_NUMBERS // config.width))
+        sizes = [sum(many * size for many, size in part) for _, part in cut]
+        if self.frozen:
+            radial = cubic_weights(lengths, config.cutoff / (knots(config) - 1), knots(config), dtype).split(sizes)
+        else:
+            radial = [gaussians(part, config.cutoff, config.radial_basis) for part in lengths.to(dtype).split(sizes)]
+        blocks = []
+        for (mine, part), basis, angles, weights in zip(cut, radial, of_angles.split(sizes), log_weights.split(sizes), strict=True):
+            legendre = legendre_products(angles.split(degrees[1 : len(config.legendre)], 1), part)
+            blocks.append(Block(mine, part, basis, legendre, [w.unsqueeze(1) for w in by_group(weights, part)]))
         return Neighborhoods(
-            self.species_of[numbers],
-            orders.to(dtype),
-            radial,
-            directions,
+            self.species_of[numbers][order],
+            orders.to(dtype)[order],
+            place[indices["sender"]],
+            system[order],
+            place,
+            of_slots(vectors / distances[:, None], vectors.new_zeros(3)),
             log_weights,
-            legendre,
-            [part.unsqueeze(1) for part in by_group(log_weights, groups)],
-            indices["sender"],
-            indices["receiver"],
-            indices["first"],
-            indices["order"],
-            indices["place"],
-            groups,
-            system,
+            blocks,
         )
 
     def _orders(self, harmonics: Tensor, envelope: Tensor, receivers: Tensor, atoms: int) -> Float[Tensor, "atoms degrees"]:
@@ -249,21 +291,40 @@ class Attributes(nn.Module):
     def __init__(self, config: Any) -> None:  # EScAIPConfig, or another with its fields
         super().__init__()
         elements, orders = len(config.elements), config.order_lmax + 1
+        self.config = config
         self.distance = nn.Linear(config.radial_basis, config.radial_width)
         self.sender_order, self.receiver_order = (nn.Linear(orders, config.order_width) for _ in range(2))
         self.sender_element, self.receiver_element = (
             nn.Parameter(torch.empty(elements, config.element_width).uniform_(-1e-3, 1e-3)) for _ in range(2)
         )
         self.mix = nn.Linear(config.radial_width + 2 * (config.order_width + config.element_width), config.width)
+        self.register_buffer("table", None, persistent=False)
 
-    def forward(self, x: Neighborhoods) -> Float[Tensor, "slots width"]:
-        # a linear layer of a concatenation is a sum of linear layers: those of the atoms are applied once per atom
-        per_atom = self.sender_order.out_features + self.sender_element.shape[1]
-        of_distance, of_sender, of_receiver = self.mix.weight.split([self.distance.out_features, per_atom, per_atom], dim=1)
+    def of_atoms(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms width"]]:
+        """The part of each atom as a sender and as a receiver: a linear layer of a concatenation is a sum of linear layers."""
+        of_distance = self.distance.out_features
+        of_sender, of_receiver = self.mix.weight[:, of_distance:].chunk(2, dim=1)
         senders = torch.cat([gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1) @ of_sender.T
         receivers = torch.cat([gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1) @ of_receiver.T
-        mixed = torch.addmm(self.mix.bias, gelu(self.distance(x.radial)), of_distance.T)
-        return gelu(mixed + gather(senders, x.senders) + gather(receivers, x.receivers))
+        return senders, receivers
+
+    def forward(
+        self, block: Block, senders: Float[Tensor, "slots width"], receivers: Float[Tensor, "atoms width"]
+    ) -> Float[Tensor, "slots width"]:
+        return gelu(block.over_slots(self.of_distances(block.radial) + senders, receivers))
+
+    def of_distances(self, radial: Float[Tensor, "slots radial"] | CubicWeights) -> Float[Tensor, "slots width"]:
+        if isinstance(radial, CubicWeights):
+            return look_up(self.table, radial)
+        return torch.addmm(self.mix.bias, gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features].T)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Tabulate what distances contribute."""
+        weight = self.mix.weight
+        distances = torch.linspace(0, self.config.cutoff, knots(self.config), dtype=torch.float64, device=weight.device)
+        exact = copy.deepcopy(self).double()
+        self.table = cubic_table(exact.of_distances(gaussians(distances, self.config.cutoff, self.config.radial_basis))).to(weight)
 
 
 class InputBlock(nn.Module):
@@ -271,46 +332,67 @@ class InputBlock(nn.Module):
 
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
-        self.attributes, self.norm_attributes = Attributes(config), nn.RMSNorm(config.width)
+        self.attributes, self.norm_attributes = Attributes(config), RMSNorm(config.width)
         self.feedforward = FeedForward(config.width, 1)
-        self.norm_atoms, self.norm_slots = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
+        self.norm_atoms, self.norm_slots = RMSNorm(config.width), RMSNorm(config.width)
 
-    def forward(self, x: Neighborhoods) -> tuple[Tensor, Tensor]:
-        slots = self.norm_attributes(self.attributes(x))
-        slots = slots + self.feedforward(slots)
-        return self.norm_atoms(gather(slots, x.first)), self.norm_slots(slots)
+    def forward(self, x: Neighborhoods) -> tuple[Tensor, list[Tensor]]:
+        senders, receivers = self.attributes.of_atoms(x)
+        atoms, slots = [], []
+        for block, sending in zip(x.blocks, x.by_block(gather(senders, x.senders)), strict=True):
+            features = self.norm_attributes(self.attributes(block, sending, receivers[block.atoms]))
+            features = features + self.feedforward(features)
+            atoms.append(block.own(features))
+            slots.append(self.norm_slots(features))
+        return self.norm_atoms(torch.cat(atoms)), slots
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """Attention, then perceptrons, each added to the features of atoms and slots. The last one may leave the slots alone."""
 
     def __init__(self, config: EScAIPConfig, last: bool) -> None:
         super().__init__()
         self.stochastic_depth, self.last = config.stochastic_depth, last
-        self.norm_atoms, self.norm_slots = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
+        self.norm_atoms, self.norm_slots = RMSNorm(config.width), RMSNorm(config.width)
         self.attention = GraphAttention(config)
-        self.norm_feedforward_atoms = nn.RMSNorm(config.width)
+        self.norm_feedforward_atoms = RMSNorm(config.width)
         self.feedforward_atoms = FeedForward(config.width, config.feedforward)
         if not last:
-            self.norm_feedforward_slots = nn.RMSNorm(config.width)
+            self.norm_feedforward_slots = RMSNorm(config.width)
             self.feedforward_slots = FeedForward(config.width, config.feedforward)
 
-    def forward(self, x: Neighborhoods, atoms: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        update = self.attention(x, self.norm_atoms(atoms), self.norm_slots(slots), own=self.last)
-        if self.last:
-            atoms = atoms + self._survive(update, x.system)
-        else:
-            atoms = atoms + self._survive(gather(update, x.first), x.system)
-            slots = slots + self._survive(update, x.system[x.receivers])
-            slots = slots + self._survive(self.feedforward_slots(self.norm_feedforward_slots(slots)), x.system[x.receivers])
-        return atoms + self._survive(self.feedforward_atoms(self.norm_feedforward_atoms(atoms)), x.system), slots
+    def forward(self, x: Neighborhoods, atoms: Tensor, slots: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        attended, fed = self._survival(x, atoms), self._survival(x, atoms)
+        updates, after = [], []
+        for block, features, messages in zip(x.blocks, slots, self.attention.of_atoms(x, self.norm_atoms(atoms)), strict=True):
+            update = self.attention(block, self.norm_slots(features), messages, own=self.last)
+            if self.last:
+                updates.append(update)
+                continue
+            updates.append(block.own(update))
+            features = features + _kept(update, attended, block)
+            features = features + _kept(self.feedforward_slots(self.norm_feedforward_slots(features)), fed, block)
+            after.append(features)
+        update = torch.cat(updates)
+        atoms = atoms + (update if attended is None else update * attended)
+        update = self.feedforward_atoms(self.norm_feedforward_atoms(atoms))
+        return atoms + (update if fed is None else update * fed), after
 
-    def _survive(self, update: Float[Tensor, "rows width"], system: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
+    def _survival(self, x: Neighborhoods, atoms: Tensor) -> Float[Tensor, "atoms 1"] | None:
         """Stochastic depth: in training, the update of a structure is dropped now and then, and larger otherwise."""
         if not self.training or not self.stochastic_depth:
-            return update
+            return None
         keep = 1 - self.stochastic_depth
-        return update * (torch.bernoulli(update.new_full((int(system.max()) + 1,), keep)) / keep)[system][:, None]
+        return (torch.bernoulli(atoms.new_full((int(x.system.max()) + 1,), keep)) / keep)[x.system][:, None]
+
+
+class Messages(NamedTuple):
+    """What atoms contribute to the messages of a block: to attributes and to pairs, as senders (by slot) and as receivers (by atom)."""
+
+    attributes_senders: Float[Tensor, "slots width"]
+    attributes_receivers: Float[Tensor, "atoms width"]
+    pair_senders: Float[Tensor, "slots width"]
+    pair_receivers: Float[Tensor, "atoms width"]
 
 
 class GraphAttention(nn.Module):
@@ -323,33 +405,47 @@ class GraphAttention(nn.Module):
         # the published form repeats each number of a head 2l+1 times, pads to a multiple of 8 and scales as usual
         repeated = sum((2 * l + 1) * n for l, n in enumerate(config.legendre))
         self.scale = (8 * math.ceil(repeated / 8)) ** -0.5
-        self.attributes, self.norm_attributes = Attributes(config), nn.RMSNorm(width)
+        self.attributes, self.norm_attributes = Attributes(config), RMSNorm(width)
         self.slots = nn.Linear(width, width)
         self.atoms = nn.Linear(2 * width, width)  # of the sender and the receiver
         self.message = nn.Linear(3 * width, width)  # of attributes, slot and atoms
-        self.norm = nn.RMSNorm(width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.norm = RMSNorm(width)
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Neighborhoods, atoms: Tensor, slots: Tensor, own: bool) -> Float[Tensor, "rows width"]:
-        """Updates of all slots, or of the atoms alone where ``own``."""
+    def of_atoms(self, x: Neighborhoods, atoms: Float[Tensor, "atoms width"]) -> list[Messages]:
+        """What is done once per atom and not once per slot, for each block."""
         of_sender, of_receiver = self.atoms.weight.chunk(2, dim=1)
-        pair = gather(atoms @ of_sender.T, x.senders) + gather(torch.addmm(self.atoms.bias, atoms, of_receiver.T), x.receivers)
-        parts = self.norm_attributes(self.attributes(x)), gelu(self.slots(slots)), gelu(pair)
-        message = self.norm(gelu(self.message(torch.cat(parts, dim=1))))
-        key, value = self.key(message), self.value(message)
+        senders, receivers = self.attributes.of_atoms(x)
+        pair_senders, pair_receivers = atoms @ of_sender.T, torch.addmm(self.atoms.bias, atoms, of_receiver.T)
+        sending = zip(*(x.by_block(gather(values, x.senders)) for values in (senders, pair_senders)), strict=True)
+        return [
+            Messages(attributes, receivers[block.atoms], pair, pair_receivers[block.atoms])
+            for block, (attributes, pair) in zip(x.blocks, sending, strict=True)
+        ]
+
+    def forward(self, block: Block, slots: Float[Tensor, "slots width"], atoms: Messages, own: bool) -> Float[Tensor, "rows width"]:
+        """Updates of all slots, or of the atoms alone where ``own``."""
+        attributes = self.norm_attributes(self.attributes(block, atoms.attributes_senders, atoms.attributes_receivers))
+        pair = gelu(block.over_slots(atoms.pair_senders, atoms.pair_receivers))
+        # a concatenation would cost more than this: its second derivative fills and adds matrices of zeros
+        of_attributes, of_slots, of_pair = (weight.T for weight in self.message.weight.split(slots.shape[1], dim=1))
+        message = torch.addmm(self.message.bias, attributes, of_attributes)
+        message = torch.addmm(torch.addmm(message, gelu(self.slots(slots)), of_slots), pair, of_pair)
+        message = self.norm(gelu(message))
+        arguments = block.bias, block.groups, self.heads, self.parts, self.scale
         if not own:
-            arguments = key, value, x.legendre, x.bias, x.groups, self.heads, self.parts, self.scale
-            return self.out(neighbor_attention(self.query(message), *arguments))
-        query = self.query(gather(message, x.first[x.order]))
-        mixed = own_attention(query, key, value, x.bias, x.groups, self.heads, self.parts, self.scale)
-        return self.out(gather(mixed, x.place))
+            return self.out(neighbor_attention(self.query_key_value(message), block.legendre, *arguments))
+        width = message.shape[1]
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        query = nn.functional.linear(block.own(message), weight[:width], bias[:width])
+        return self.out(own_attention(query, nn.functional.linear(message, weight[width:], bias[width:]), *arguments))
 
 
 class FeedForward(nn.Sequential):
     """Two linear layers with gelu between."""
 
     def __init__(self, width: int, multiple: int) -> None:
-        super().__init__(nn.Linear(width, multiple * width), nn.GELU(), nn.Linear(multiple * width, width))
+        super().__init__(nn.Linear(width, multiple * width), GELU(), nn.Linear(multiple * width, width))
 
 
 class Readout(nn.Module):
@@ -357,7 +453,7 @@ class Readout(nn.Module):
 
     def __init__(self, config: Any) -> None:  # EScAIPConfig, or another with its fields
         super().__init__()
-        self.norm, self.feedforward = nn.RMSNorm(config.width), FeedForward(config.width, config.feedforward)
+        self.norm, self.feedforward = RMSNorm(config.width), FeedForward(config.width, config.feedforward)
 
     def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         return x + self.feedforward(self.norm(x))
@@ -368,7 +464,7 @@ class Projection(nn.Module):
 
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
-        self.linear, self.norm = nn.Linear(config.width * (config.layers + 1), config.width), nn.RMSNorm(config.width)
+        self.linear, self.norm = nn.Linear(config.width * (config.layers + 1), config.width), RMSNorm(config.width)
 
     def forward(self, readouts: Sequence[Float[Tensor, "rows width"]]) -> Float[Tensor, "rows width"]:
         return self.norm(gelu(self.linear(torch.cat(list(readouts), dim=1))))
@@ -405,10 +501,42 @@ def neighborhood_indices(soft: SoftNeighbors, graph: AtomicGraph) -> dict[str, T
         return found | slot_indices(graph.senders[found["kept"]], graph.receivers[found["kept"]], atoms, own=True)
 
 
+def blocks_of(groups: Sequence[Sequence[int]], rows: int) -> list[tuple[slice, list[list[int]]]]:
+    """Cuts groups of [n atoms, m slots] into blocks of about so many slots: the atoms of each, and its groups."""
+    blocks: list[tuple[slice, list[list[int]]]] = []
+    start, end, part, left = 0, 0, [], rows
+    for many, size in groups:
+        while many:
+            here = min(many, max(1, left // size)) if left >= size or not part else 0
+            if here:
+                part.append([here, size])
+                many, end, left = many - here, end + here, left - here * size
+            if many:
+                blocks.append((slice(start, end), part))
+                start, part, left = end, [], rows
+    return [*blocks, (slice(start, end), part)] if part else blocks
+
+
+def knots(config: Any) -> int:
+    """Of tables over the distance: 16 to a width of the Gaussians, where splines are as exact as float32."""
+    return 8 * (config.radial_basis - 1) + 1
+
+
+def _kept(update: Float[Tensor, "slots width"], survival: Tensor | None, block: Block) -> Float[Tensor, "slots width"]:
+    """The update of slots, or none of it, by atom."""
+    if survival is None:
+        return update
+    parts = zip(by_group(update, block.groups), survival[block.atoms].split([many for many, _ in block.groups]), strict=True)
+    return _joined([(part * factor.unsqueeze(1)).flatten(0, 1) for part, factor in parts])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Rows after one another, without a copy where there is but one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def gaussians(distance: Float[Tensor, " slots"], cutoff: float, size: int) -> Float[Tensor, "slots size"]:
     """exp(-(d - d_k)^2 / 2 w^2) for d_k from 0 to the cutoff, with w twice their spacing."""
     offsets = torch.linspace(0, cutoff, size, dtype=distance.dtype, device=distance.device)
-    return torch.exp(-0.5 * ((distance[:, None] - offsets) / (2 * cutoff / (size - 1))).square())
-
-
-gelu = nn.functional.gelu
+    values = torch.exp(-0.5 * ((distance[:, None] - offsets) / (2 * cutoff / (size - 1))).square())
+    return nn.functional.threshold(values, NOTHING, 0.0)

@@ -7,14 +7,15 @@ neighbours changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
-from equimol.models.escaip import Attributes, FeedForward, Neighborhoods, Readout, gaussians, gelu
+from equimol.models.escaip import Attributes, FeedForward, Readout, gaussians, gelu
 from equimol.nn.neighbor_attention import by_group, neighbor_attention, slot_indices
 from equimol.o3 import spherical_harmonics
 from equimol.ops import gather, scatter_sum
@@ -38,6 +39,8 @@ class EScAIPV1Config:
     feedforward: int = 2
     angles: bool = True  # a learnt multiple of the cosine between neighbours in the logits
     energy: str = "mean"  # or "sum": of the outputs of atoms
+    offset: float = 0.0  # added to the energy of a structure, whatever its size
+    stress: bool = False  # predicted, where forces are
 
     def __post_init__(self) -> None:
         if self.energy not in ("mean", "sum"):
@@ -47,6 +50,21 @@ class EScAIPV1Config:
         object.__setattr__(self, "elements", tuple(sorted(int(z) for z in self.elements)))
 
 
+class NeighborhoodsV1(NamedTuple):
+    """What all layers need to know of a structure: slots are the nearest neighbours of each atom, see `slot_indices`."""
+
+    species: Int[Tensor, " atoms"]
+    orders: Float[Tensor, "atoms degrees"]  # bond-orientational
+    radial: Float[Tensor, "slots radial"]
+    directions: Float[Tensor, "slots 3"]
+    cosines: list[Float[Tensor, "atoms m m"]]  # by group
+    senders: Int[Tensor, " slots"]
+    receivers: Int[Tensor, " slots"]
+    place: Int[Tensor, " atoms"]  # each atom's number in the order of the slots
+    groups: list[list[int]]
+    system: Int[Tensor, " atoms"]
+
+
 class EScAIPV1(ConfiguredPotential):
     """Energy of the paper's model, forces its slope. With energy="mean" it is no sum over atoms and does not grow with the system."""
 
@@ -54,6 +72,8 @@ class EScAIPV1(ConfiguredPotential):
 
     def __init__(self, config: EScAIPV1Config) -> None:
         super().__init__()
+        if config.stress:
+            raise ValueError("stress must be False where forces are derivatives, as stress then is; EScAIPV1Direct predicts both")
         self.config, self.elements, self.cutoff, self.hops = config, config.elements, config.cutoff, config.layers + 1
         self.backbone = BackboneV1(config, edges=False)
         self.energy = OutputV1(config, 1)
@@ -68,7 +88,7 @@ class EScAIPV1(ConfiguredPotential):
 
 
 class EScAIPV1Direct(Configured, DirectPotential):
-    """Energy and predicted forces of the paper's model; the forces are not equivariant."""
+    """Energy, predicted forces and, where the settings ask for it, stress of the paper's model; the forces are not equivariant."""
 
     name = "escaip_v1_direct"
 
@@ -77,6 +97,9 @@ class EScAIPV1Direct(Configured, DirectPotential):
         self.config, self.elements, self.cutoff, self.hops = config, config.elements, config.cutoff, config.layers + 1
         self.backbone = BackboneV1(config, edges=True)
         self.energy, self.force_magnitude, self.force_direction = (OutputV1(config, size) for size in (1, 1, 3))
+        if config.stress:
+            self.outputs = (*self.outputs, "stress")
+            self.stress_isotropic, self.stress_anisotropic = (OutputV1(config, 1) for _ in range(2))
 
     def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
         return nearest_indices(self.config, graph)
@@ -85,7 +108,17 @@ class EScAIPV1Direct(Configured, DirectPotential):
         x = self.backbone.neighborhoods(displacements, numbers, receivers, indices, system)
         atoms, slots = self.backbone(x)
         forces = scatter_sum(self.force_direction(slots) * -x.directions, x.receivers, len(numbers))  # published: towards the receiver
-        return shares(self.config, self.energy(atoms)[:, 0], system), forces * self.force_magnitude(atoms)
+        energies, forces = shares(self.config, self.energy(atoms)[:, 0], system), forces * self.force_magnitude(atoms)
+        return (energies, forces, self._stress(x, atoms, slots)) if self.config.stress else (energies, forces)
+
+    def _stress(self, x: NeighborhoodsV1, atoms: Tensor, slots: Tensor) -> Float[Tensor, "systems 3 3"]:
+        """A multiple of the unit matrix, and five of traceless ones whose factors come from moments of the slots' directions."""
+        harmonics = spherical_harmonics(x.directions, 2, "integral")[:, 4:]
+        moments = mean_of_slots((harmonics[:, :, None] * slots[:, None]).flatten(1), x).unflatten(1, (5, -1))
+        factors = torch.cat([self.stress_isotropic(atoms), self.stress_anisotropic(moments)[..., 0]], 1)
+        count = torch.bincount(x.system)
+        mean = scatter_sum(factors, x.system, len(count)) / count[:, None]
+        return torch.einsum("sm,mab->sab", mean, _symmetric_matrices(mean))
 
 
 class BackboneV1(nn.Module):
@@ -114,8 +147,8 @@ class BackboneV1(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Neighborhoods) -> tuple[Tensor, Tensor | None]:
-        slots = self.attributes(x)
+    def forward(self, x: NeighborhoodsV1) -> tuple[Tensor, Tensor | None]:
+        slots = attributes_of_slots(self.attributes, x)
         slots = slots + self.feedforward(self.norm_input(slots))
         atoms = self.norm_atoms(mean_of_slots(slots, x))
         slots = self.norm_slots(slots) if self.edges else None
@@ -127,7 +160,7 @@ class BackboneV1(nn.Module):
                 of_slots.append(self.edge_readouts[n](slots))
         return self.projection(of_atoms), self.edge_projection(of_slots) if self.edges else None
 
-    def neighborhoods(self, displacements, numbers, receivers, indices, system) -> Neighborhoods:
+    def neighborhoods(self, displacements, numbers, receivers, indices, system) -> NeighborhoodsV1:
         """Slots of the nearest neighbours; an atom without any is its own, in direction x and at no distance."""
         config, dtype, atoms = self.config, self.attributes.mix.weight.dtype, len(numbers)
         kept = indices["kept"]
@@ -145,18 +178,14 @@ class BackboneV1(nn.Module):
         radial = gaussians(distances.to(dtype), config.cutoff, config.radial_basis)
         groups = indices["groups"].tolist()
         directions = of_slots(vectors / distances[:, None], vectors.new_tensor([-1.0, 0, 0]))
-        return Neighborhoods(
+        return NeighborhoodsV1(
             self.species_of[numbers],
             orders.to(dtype),
             of_slots(radial, radial.new_zeros(config.radial_basis)),
             directions,
-            directions.new_zeros(len(directions)),
-            [None] * len(groups),
             [d @ d.mT for d in by_group(directions, groups)],
             indices["sender"],
             indices["receiver"],
-            indices["first"],
-            indices["order"],
             indices["place"],
             groups,
             system,
@@ -173,21 +202,22 @@ class BlockV1(nn.Module):
         self.norm, self.norm_feedforward = nn.RMSNorm(width), nn.RMSNorm(width)
         self.attributes, self.atoms, self.message = Attributes(config), nn.Linear(2 * width, width), nn.Linear(2 * width, width)
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.angle = nn.Parameter(torch.ones(()))
+        if config.angles:
+            self.angle = nn.Parameter(torch.ones(()))
         self.feedforward = FeedForward(width, config.feedforward)
         if edges:
             self.norm_feedforward_slots, self.feedforward_slots = nn.RMSNorm(width), FeedForward(width, config.feedforward)
 
-    def forward(self, x: Neighborhoods, atoms: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: NeighborhoodsV1, atoms: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
         hidden = self.norm(atoms)
         of_sender, of_receiver = self.atoms.weight.chunk(2, dim=1)
         pair = gather(hidden @ of_sender.T, x.senders) + gather(torch.addmm(self.atoms.bias, hidden, of_receiver.T), x.receivers)
-        message = gelu(self.message(torch.cat([self.attributes(x), gelu(pair)], dim=1)))
+        message = gelu(self.message(torch.cat([attributes_of_slots(self.attributes, x), gelu(pair)], dim=1)))
         config = self.config
         part = config.width // config.heads
-        bias = [cosines * self.angle if config.angles else torch.zeros_like(cosines) for cosines in x.bias]
-        query, key, value = self.query_key_value(message).chunk(3, dim=1)
-        update = self.out(neighbor_attention(query, key, value, x.legendre, bias, x.groups, config.heads, (part,), part**-0.5))
+        bias = [cosines * self.angle if config.angles else torch.zeros_like(cosines) for cosines in x.cosines]
+        mixed = neighbor_attention(self.query_key_value(message), [None] * len(bias), bias, x.groups, config.heads, (part,), part**-0.5)
+        update = self.out(mixed)
         atoms = atoms + mean_of_slots(update, x)
         atoms_after = atoms + self.feedforward(self.norm_feedforward(atoms))
         if not self.edges:
@@ -220,11 +250,21 @@ class OutputV1(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows size"]:
+    def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... size"]:
         return self.last(x + self.feedforward(x))
 
 
-def mean_of_slots(values: Float[Tensor, "slots width"], x: Neighborhoods) -> Float[Tensor, "atoms width"]:
+def attributes_of_slots(layer: Attributes, x: NeighborhoodsV1) -> Float[Tensor, "slots width"]:
+    """What is known of each slot before any message. A linear layer of a concatenation is a sum of linear layers, most of them of atoms."""
+    of_distance, of_atoms = layer.mix.weight.split([layer.distance.out_features, layer.mix.in_features - layer.distance.out_features], 1)
+    of_sender, of_receiver = of_atoms.chunk(2, dim=1)
+    senders = torch.cat([gelu(layer.sender_order(x.orders)), gather(layer.sender_element, x.species)], 1) @ of_sender.T
+    receivers = torch.cat([gelu(layer.receiver_order(x.orders)), gather(layer.receiver_element, x.species)], 1) @ of_receiver.T
+    mixed = torch.addmm(layer.mix.bias, gelu(layer.distance(x.radial)), of_distance.T)
+    return gelu(mixed + gather(senders, x.senders) + gather(receivers, x.receivers))
+
+
+def mean_of_slots(values: Float[Tensor, "slots width"], x: NeighborhoodsV1) -> Float[Tensor, "atoms width"]:
     """Over the slots of each atom; a mean of one is a little less than one, as published."""
     means = torch.cat([part.sum(1) / (part.shape[1] + 1e-5) for part in by_group(values, x.groups)])
     return gather(means, x.place)
@@ -232,9 +272,20 @@ def mean_of_slots(values: Float[Tensor, "slots width"], x: Neighborhoods) -> Flo
 
 def shares(config: EScAIPV1Config, outputs: Float[Tensor, " atoms"], system: Tensor) -> Float[Tensor, " atoms"]:
     """What each atom adds to the energy of its structure."""
-    if config.energy == "sum":
-        return outputs
-    return outputs / torch.bincount(system)[system]
+    atoms, outputs = torch.bincount(system)[system].double(), outputs.double()
+    return (outputs if config.energy == "sum" else outputs / atoms) + config.offset / atoms
+
+
+def _symmetric_matrices(like: Tensor) -> Float[Tensor, "6 3 3"]:
+    """An orthonormal basis: the multiple of the unit matrix, then d.M.d ~ Y_2m(d) for m = -2..2."""
+    x, y, z = torch.eye(3, dtype=like.dtype, device=like.device)
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return (torch.outer(a, b) + torch.outer(b, a)) / 2
+
+    xx, yy, zz = product(x, x), product(y, y), product(z, z)
+    quadratic = [xx + yy + zz, product(x, z), product(x, y), 2 * yy - xx - zz, product(y, z), zz - xx]
+    return torch.stack([matrix / matrix.norm() for matrix in quadratic])
 
 
 def nearest_indices(config: EScAIPV1Config, graph: AtomicGraph) -> dict[str, Tensor]:

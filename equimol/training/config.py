@@ -22,6 +22,7 @@ class TrainConfig:
     data: Annotated[str | list[str], "file or files with labelled frames"] = ""
     keys: Annotated[dict, "label: key in the file, where the detected one is not the one meant"] = field(default_factory=dict)
     energy_key: Annotated[Literal["auto", "energy", "free_energy"], "which energy, where a file has both"] = "auto"
+    fixed: Annotated[Literal["auto", "tags", "none"], "whose forces do not count: auto (constraints, column fixed), tags (tag 0)"] = "auto"
     split: Annotated[str, "auto | blocks | random | group:KEY"] = "auto"
     valid: Annotated[float | str, "validation: a fraction, a number of frames, or a file"] = 0.1
     test: Annotated[float | str | list[str], "test: a fraction, a number of frames, or file(s)"] = 0.1
@@ -30,6 +31,7 @@ class TrainConfig:
     # the model
     model: Annotated[str, "a name of equimol.models.MODELS"] = "mace"
     preset: Annotated[str, "auto (fits the time) or a preset of the model: nano, small, medium"] = "auto"
+    start: Annotated[str | None, "model file to begin with: weights, and the settings, references and scale that are left open here"] = None
     settings: Annotated[dict, "fields of the model's own configuration, laid over the preset"] = field(default_factory=dict)
     cutoff: Annotated[float, "Å"] = 5.0
     zbl: Annotated[bool | dict, "add the ZBL core repulsion; {H-H: Å, ...} says where it ends, true finds that in the training data"] = True
@@ -116,16 +118,26 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
-    """A TrainConfig from plain values; the weights of the loss are laid over the default ones."""
+    """A TrainConfig from plain values, laid over the defaults of the model and those of all; so are the weights of the loss."""
     known = [name for name, _, _ in settings()]
     for name in values:
         if name not in known and name in _model_fields(values.get("model", TrainConfig.model)):
             raise ValueError(f"TrainConfig has no field {name!r}; the model has: write settings.{name}={values[name]}")
     check_keys("TrainConfig", values, known)
-    values = dict(values)
-    if isinstance(values.get("loss"), dict):
-        values["loss"] = TrainConfig().loss | values["loss"]
+    suited = _suited_to(values["model"]) if "model" in values else {}
+    weights = TrainConfig().loss | suited.get("loss", {})
+    values = {**suited, "loss": weights, **values}
+    if isinstance(values["loss"], dict):
+        values["loss"] = weights | values["loss"]
     return TrainConfig(**_converted(values))
+
+
+def _suited_to(model: Any) -> Mapping[str, Any]:
+    """What a model has instead of the defaults."""
+    from equimol.models import MODELS  # here: without a model, settings are read at once
+
+    entry = MODELS.get(str(model))
+    return entry.training if entry else {}
 
 
 def _model_fields(model: Any) -> list[str]:

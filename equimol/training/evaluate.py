@@ -10,6 +10,7 @@ import torch
 
 from equimol.data.frame import Frame
 from equimol.data.properties import PROPERTIES
+from equimol.models.base import Potential
 from equimol.training.batches import ordered_loader
 from equimol.training.metrics import ErrorSums
 
@@ -19,20 +20,21 @@ class Evaluation:
     """Errors by figure (see metrics.py), and arrays for an .npz file.
 
     The arrays hold `natoms` and `source` per frame, and `{property}_pred` and `{property}_true` for every property: one row per frame,
-    or one per atom with the frames one after the other. A missing label is NaN.
+    or one per atom with the frames one after the other. A missing label is NaN, the force on an atom that is held in place among them.
     """
 
     errors: dict[str, float]
     predictions: dict[str, np.ndarray]
 
 
-def evaluate(model: torch.nn.Module, frames: Sequence[Frame], batch: int = 8, graphs: Sequence[Any] | None = None) -> Evaluation:
+def evaluate(model: Potential, frames: Sequence[Frame], batch: int = 8, graphs: Sequence[Any] | None = None) -> Evaluation:
     """Predict every frame once, in order. Give `graphs` where they exist already; they must be those of `frames`."""
     if not frames:
         raise ValueError("there is nothing to evaluate: no frames; check the file, or the split")
     graphs = [frame.graph(model.cutoff) for frame in frames] if graphs is None else graphs
     device = next((p.device for p in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-    sums, columns = ErrorSums(), {}
+    names = [name for name in PROPERTIES if name in model.outputs]
+    sums, columns = ErrorSums(names), {}
     was_training = model.training
     model.eval()
     try:
@@ -40,10 +42,11 @@ def evaluate(model: torch.nn.Module, frames: Sequence[Frame], batch: int = 8, gr
             graph = graph.to(device)
             prediction = model(graph)
             sums.update(prediction, graph)
-            for name in PROPERTIES:
-                if name in prediction:
-                    columns.setdefault(f"{name}_true", []).append(graph[name].cpu().numpy())
-                    columns.setdefault(f"{name}_pred", []).append(prediction[name].detach().cpu().numpy())
+            for name in names:
+                label = graph[name].clone()
+                label[~graph[f"{name}_present"]] = torch.nan
+                columns.setdefault(f"{name}_true", []).append(label.cpu().numpy())
+                columns.setdefault(f"{name}_pred", []).append(prediction[name].detach().cpu().numpy())
     finally:
         model.train(was_training)
     arrays = {key: np.concatenate(parts) for key, parts in columns.items()}

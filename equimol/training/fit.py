@@ -16,15 +16,17 @@ import torch
 from ase.data import chemical_symbols
 
 from equimol.data.atomic import remove_parts, write_arrays, write_atomically
+from equimol.data.properties import PROPERTIES
 from equimol.data.statistics import core_reach
 from equimol.models import MODELS, Potential, build_model, find_device, save
 from equimol.training.batches import StepSampler, ordered_loader, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
-from equimol.training.config import TrainConfig, check_keys, dump_config, load_config
+from equimol.training.config import TrainConfig, check_keys, config_from, dump_config, load_config
 from equimol.training.evaluate import evaluate
 from equimol.training.loss import resolve_weights
 from equimol.training.metrics import error_table, weighted_error
 from equimol.training.prepare import TrainingData, build_graphs, find_average_neighbors, find_references, find_scale_and_shift, read_data
+from equimol.training.start import settle, take_weights
 
 
 def fit(config: TrainConfig) -> Path:
@@ -35,14 +37,16 @@ def fit(config: TrainConfig) -> Path:
     """
     started = time.monotonic()
     folder = Path(config.out)
-    check_model(config)
+    if config.start and not (config.resume and (folder / "config.yaml").exists()):
+        config = settle(config)
+    outputs = check_model(config).outputs
     stored = stored_run(folder, config)
     if stored is not None and (folder / "report.html").exists():
         print(f"{folder} holds a finished run: {folder / 'model.equimol'}")
         return folder
     data = read_data(stored or config)
     print(data.summary, flush=True)
-    weights = resolve_weights((stored or config).loss, data.frames["train"])
+    weights = resolve_weights((stored or config).loss, data.frames["train"], outputs)
     build_graphs(data, check_model(stored or config, data.elements).cutoff)
     config = _begin(config, data, weights, folder, started) if stored is None else _continue(stored, data, folder)
     module = _train(config, data, weights, folder, started)
@@ -62,6 +66,10 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
     model = make_model(config, preset, elements or [1])
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(_learning_models())}")
+    for name, weight in config.loss.items():
+        if name not in model.outputs and weight not in ("auto", 0):
+            given = ", ".join(output for output in model.outputs if output in PROPERTIES)
+            raise ValueError(f"loss.{name} must be 0 or auto for {config.model}, which gives {given}, got {weight}; leave it out")
     return model
 
 
@@ -118,7 +126,7 @@ def stored_run(folder: Path, config: TrainConfig) -> TrainConfig | None:
 
 def _changed(given: TrainConfig, stored: TrainConfig) -> Iterator[str]:
     """Names of the settings that were stated, differ from those of the run, and matter."""
-    default = TrainConfig()
+    default = dataclasses.replace(config_from({"model": given.model}), model=TrainConfig.model)
     free = {"resume", "out", "workers", "device", "checkpoint_every"} | {"data", "valid", "test", "references"}  # files: by checksum
     for field in dataclasses.fields(TrainConfig):
         stated, before = getattr(given, field.name), getattr(stored, field.name)
@@ -134,6 +142,11 @@ def _changed(given: TrainConfig, stored: TrainConfig) -> Iterator[str]:
 
 def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, started: float) -> TrainConfig:
     """Decide all that is left open, print it, and write it down."""
+    told = data.summary
+    if config.start:
+        start = take_weights(make_model(config, config.preset, data.elements), config.start)
+        print(start)
+        told += f"\n{start}"
     folder.mkdir(parents=True, exist_ok=True)
     references, method = find_references(config, data)
     scale, shift = find_scale_and_shift(config, data, references)
@@ -165,7 +178,7 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {find_device(config.device)}",
     }
-    write_atomically(folder / "data.txt", data.summary + "\n")
+    write_atomically(folder / "data.txt", told + "\n")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
     write_atomically(folder / "config.yaml", dump_config(dataclasses.replace(config, resume=False)))  # the last: it marks a run
     return config
@@ -195,6 +208,8 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     references = {int(z): float(e) for z, e in config.references.items()}
     neighbors = config.settings.get("average_neighbors", 1.0)
     model = make_model(config, config.preset, data.elements, references, config.scale, config.shift, neighbors)
+    if config.start and not checkpoint:
+        take_weights(model, config.start)
     module = TrainingModule(model, weights, config, config.steps)
     sampler = StepSampler(len(data.graphs["train"]), config.batch, config.seed, config.steps, start)
     validation = ordered_loader(data.graphs["valid"], config.batch) if data.graphs["valid"] else None

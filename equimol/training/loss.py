@@ -3,7 +3,7 @@
     loss = Σ_p w_p L_p,    L_p = mean over the labelled entries of the batch of φ(error)
 
 - energy: error = (E - E_label) / atoms, in eV per atom; one entry per labelled system
-- forces: error in eV/Å; one entry per component of every atom of a labelled system
+- forces: error in eV/Å; one entry per component of every atom of a labelled system that is not held in place
 - stress: error in eV/Å³; nine entries per labelled system
 
 φ(e) = e² (mse), or e² up to |e| = δ and straight beyond (huber, δ = 0.01 in the unit of the error).
@@ -39,8 +39,6 @@ def loss_terms(prediction: Mapping[str, Tensor], graph: Any, names: Iterable[str
 def property_error(name: str, predicted: Tensor, graph: Any) -> tuple[Float[Tensor, "n ..."], Bool[Tensor, "n"]]:
     """Prediction minus label, zero where there is no label, and where there is one (per system or per atom)."""
     labelled = graph[f"{name}_present"]
-    if PROPERTIES[name].per == "atom":
-        labelled = labelled[graph.system]
     mask = labelled.reshape(-1, *[1] * (predicted.ndim - 1))
     return torch.where(mask, predicted - graph[name], 0.0), labelled
 
@@ -51,15 +49,17 @@ def atoms_per_system(graph: Any) -> Tensor:
     return torch.zeros(graph.num_systems, dtype=torch.long, device=system.device).index_add_(0, system, torch.ones_like(system))
 
 
-def resolve_weights(weights: Mapping[str, float | str], frames: Sequence[Any]) -> dict[str, float]:
-    """Numbers for the weights: zero where the training set has no label, and a scale for `auto`.
+def resolve_weights(
+    weights: Mapping[str, float | str], frames: Sequence[Any], outputs: Iterable[str] = tuple(PROPERTIES)
+) -> dict[str, float]:
+    """Numbers for the weights: zero where the training set has no label or the model no such output, and a scale for `auto`.
 
     auto is 1, except for the stress: the mean of (volume per atom)², so that an error of the virial per atom counts like the
     same error of the energy per atom at weight one; only frames with a volume count.
     """
     resolved = {}
     for name, weight in weights.items():
-        labelled = [frame for frame in frames if frame.labels.get(name) is not None]
+        labelled = [frame for frame in frames if frame.labels.get(name) is not None] if name in outputs else []
         if name == "stress":
             labelled = [frame for frame in labelled if any(frame.pbc) and _volume(frame) > 0]
         if not labelled:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from equimol.data.properties import PROPERTIES
 from equimol.training.config import TrainConfig
 from equimol.training.loss import loss_terms
 from equimol.training.metrics import ErrorSums
@@ -62,7 +63,7 @@ class TrainingModule(pl.LightningModule):
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
 
     def on_validation_start(self) -> None:
-        self.valid_errors = ErrorSums()
+        self.valid_errors = ErrorSums(name for name in PROPERTIES if name in self.averaged.outputs)
 
     def validation_step(self, graph: Any, batch_idx: int = 0) -> None:
         with torch.enable_grad():  # forces are a derivative

@@ -37,7 +37,7 @@ class TrainingData:
 
 def read_data(config: TrainConfig) -> TrainingData:
     """Everything that is read from files. The graphs follow when the cutoff is known."""
-    found = read(config.data, keys=config.keys or None, energy=config.energy_key)
+    found = read(config.data, config.keys or None, config.energy_key, fixed=config.fixed)
     isolated = [frame for frame in found.frames if is_isolated_atom(frame)]
     frames, notes = _split_frames(config, [frame for frame in found.frames if not is_isolated_atom(frame)])
     if not frames["train"]:
@@ -101,7 +101,7 @@ def _split_frames(config: TrainConfig, frames: list[Frame]) -> tuple[dict[str, l
     for name in ("valid", "test"):
         wanted = getattr(config, name)
         if isinstance(wanted, (str, list)):
-            found = read(wanted, config.keys or None, config.energy_key)
+            found = read(wanted, config.keys or None, config.energy_key, fixed=config.fixed)
             shares[name], parts[name] = 0.0, [frame for frame in found.frames if not is_isolated_atom(frame)]
             notes.append(f"{name}: {found.report}")
         else:

@@ -210,9 +210,9 @@ def worst_structures(predictions: dict[str, Columns]) -> str:
     for split, arrays in predictions.items():
         natoms = arrays["natoms"]
         squares = ((arrays["forces_pred"] - arrays["forces_true"]) ** 2).sum(-1)  # per atom; NaN without a label
-        parts = np.split(squares, np.cumsum(natoms)[:-1])
-        rmse = 1e3 * np.array([(part.mean() / 3) ** 0.5 for part in parts])
-        largest = 1e3 * np.array([part.max() ** 0.5 for part in parts])
+        parts = [part[np.isfinite(part)] for part in np.split(squares, np.cumsum(natoms)[:-1])]
+        rmse = 1e3 * np.array([(part.mean() / 3) ** 0.5 if len(part) else math.nan for part in parts])
+        largest = 1e3 * np.array([part.max() ** 0.5 if len(part) else math.nan for part in parts])
         energy = 1e3 * (arrays["energy_pred"] - arrays["energy_true"]) / natoms
         sources = arrays.get("source", np.array([f"{split} {i}" for i in range(len(natoms))]))
         order = np.argsort(-np.nan_to_num(rmse if np.isfinite(rmse).any() else np.abs(energy)), kind="stable")[:WORST]

@@ -18,7 +18,7 @@ def test_the_graph_carries_labels_and_inputs():
     labels = {"energy": np.array(-1.5), "forces": np.zeros((2, 3))}
     graph = frame([[0, 0, 0], [0, 0, 0.74]], labels=labels, info={"charge": -1.0, "config_type": "dimer"}).graph(5)
     assert graph.energy.item() == -1.5 and graph.charge.item() == -1.0 and graph.spin.isnan().item()
-    assert graph.forces_present.item() and not graph.stress_present.item()
+    assert graph.forces_present.all() and not graph.stress_present.item()
 
 
 def test_overlapping_atoms_are_refused_with_file_frame_and_atoms():

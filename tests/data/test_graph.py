@@ -36,7 +36,7 @@ def test_geometry_and_labels_are_float64_and_shaped_per_system_and_per_atom():
 
 def test_what_nobody_stated_is_nan_and_marked_absent():
     graph = water(labels={"energy": -14.0})
-    assert graph.energy_present.item() and not graph.forces_present.item() and not graph.stress_present.item()
+    assert graph.energy_present.item() and not graph.forces_present.any() and not graph.stress_present.item()
     assert graph.forces.isnan().all() and graph.stress.isnan().all() and graph.charge.isnan().all()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.escaip import PRESETS, EScAIP, EScAIPConfig, EScAIPDirect
+from equimol.models.escaip import PRESETS, EScAIP, EScAIPConfig, EScAIPDirect, blocks_of
 from equimol.models.escaip_v1 import EScAIPV1, EScAIPV1Config, EScAIPV1Direct
 from equimol.testing import assert_batch_is_one_by_one, assert_is_potential, assert_moves_with_its_atoms, example_structures
 
@@ -60,6 +60,41 @@ def test_the_smooth_form_has_no_jumps_where_the_published_one_jumps():
     }
     assert jumps[True][1] < jumps[True][0] / 10
     assert jumps[False][1] > jumps[False][0] / 4
+
+
+def test_a_frozen_model_looks_distances_up_and_says_the_same():
+    """16 knots to the width of a Gaussian: to about the precision of float32."""
+    model = model_of(EScAIP, radial_basis=100)
+    structures = [AtomicGraph.build(**structure, cutoff=model.cutoff) for structure in example_structures(model.elements)]
+    exact = [model(graph) for graph in structures]
+    model.freeze()
+    assert all(layer.attention.attributes.table is not None for layer in model.backbone.layers)
+    for graph, expected in zip(structures, exact, strict=True):
+        found = model(graph)
+        torch.testing.assert_close(found["energies"], expected["energies"], rtol=0, atol=1e-7)
+        torch.testing.assert_close(found["forces"], expected["forces"], rtol=0, atol=1e-5)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    model = model_of(EScAIP)
+    structures = [AtomicGraph.build(**structure, cutoff=model.cutoff) for structure in example_structures(model.elements)]
+    whole = [model(graph) for graph in structures]
+    monkeypatch.setattr("equimol.models.escaip.BLOCK_NUMBERS", 3 * 32)
+    for graph, expected in zip(structures, whole, strict=True):
+        for name in ("energies", "forces"):
+            torch.testing.assert_close(model(graph)[name], expected[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 7, 100])
+def test_blocks_cut_groups_between_atoms(rows):
+    groups = [[3, 2], [2, 5], [4, 6]]
+    blocks = blocks_of(groups, rows)
+    assert [part.start for part, _ in blocks] == [0, *(part.stop for part, _ in blocks[:-1])]
+    sizes = [size for _, part in blocks for many, size in part for _ in range(many)]
+    assert sizes == [2, 2, 2, 5, 5, 6, 6, 6, 6]
+    for atoms, part in blocks:
+        assert atoms.stop - atoms.start == sum(many for many, _ in part)
+        assert sum(many * size for many, size in part) <= max(rows, 6)
 
 
 @pytest.mark.parametrize(("preset", "conservative", "direct"), [("83M", 71.0, 88.6), ("146M", 122.0, 155.7), ("317M", 262.6, 332.9)])

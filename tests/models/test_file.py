@@ -29,9 +29,9 @@ def path(model, tmp_path):
 
 
 def evaluate(model):
-    structure = fingerprint_structures(model.elements)[0]
-    graph = AtomicGraph.build(structure["positions"], structure["numbers"], structure["cell"], structure["pbc"], model.cutoff)
-    return model.eval()(graph)
+    structure = fingerprint_structures(model.elements, model.inputs)[0]
+    inputs = structure.pop("inputs")
+    return model.eval()(AtomicGraph.build(**structure, cutoff=model.cutoff, **inputs))
 
 
 def rewrite_header(path, change):

@@ -49,7 +49,7 @@ def test_without_own_slots_only_a_lone_atom_has_one():
 def test_it_is_attention_of_vectors_times_harmonics(random):
     slots, groups, harmonics, (q, k, v), envelope = case(random)
     bias = [part.unsqueeze(1) for part in by_group(envelope, groups)]
-    found = neighbor_attention(q, k, v, legendre_products(harmonics, groups), bias, groups, HEADS, PARTS, 0.3)
+    found = neighbor_attention(torch.cat([q, k, v], 1), legendre_products(harmonics[1:], groups), bias, groups, HEADS, PARTS, 0.3)
     for atom in range(ATOMS):
         mine = slots["receiver"] == atom
         for head in range(HEADS):
@@ -65,6 +65,6 @@ def test_it_is_attention_of_vectors_times_harmonics(random):
 def test_the_atoms_own_rows_alone_are_the_same(random):
     slots, groups, harmonics, (q, k, v), envelope = case(random)
     bias = [part.unsqueeze(1) for part in by_group(envelope, groups)]
-    full = neighbor_attention(q, k, v, legendre_products(harmonics, groups), bias, groups, HEADS, PARTS, 0.3)
+    full = neighbor_attention(torch.cat([q, k, v], 1), legendre_products(harmonics[1:], groups), bias, groups, HEADS, PARTS, 0.3)
     first = slots["first"][slots["order"]]
-    torch.testing.assert_close(own_attention(q[first], k, v, bias, groups, HEADS, PARTS, 0.3), full[first])
+    torch.testing.assert_close(own_attention(q[first], torch.cat([k, v], 1), bias, groups, HEADS, PARTS, 0.3), full[first])

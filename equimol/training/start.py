@@ -1,0 +1,91 @@
+"""To begin with another model: which of its settings and weights the new one takes."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from equimol.models import MODELS, Potential, core, load
+from equimol.models.file import read_metadata
+from equimol.training.config import TrainConfig, check_keys, config_from
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """The settings with what they leave open taken from the file `start`: preset and model's settings, cutoff, references, scale, shift."""
+    check_keys("MODELS", [config.model], MODELS)
+    stored = _flat(read_metadata(config.start)["description"])
+    taken: dict[str, Any] = {name: stored[name] for name in ("scale", "shift") if getattr(config, name) == "auto" and name in stored}
+    if config.references == "auto" and "references" in stored:
+        taken["references"] = {int(z): energy for z, energy in stored["references"].items()}
+    if config.preset == "auto":
+        taken["preset"], settings = _nearest_preset(config.model, stored)
+        taken["settings"] = settings | config.settings
+    if config.cutoff == config_from({"model": config.model}).cutoff and "cutoff" in stored:
+        taken["cutoff"] = stored["cutoff"]
+    return dataclasses.replace(config, **taken)
+
+
+def take_weights(model: Potential, path: str) -> str:
+    """Puts the weights of a file into the model, in place, where names and shapes agree; the rest stays as it is. Says which is which.
+
+    The first axis of a table by element is taken element by element: the model may know fewer of them than the file.
+    """
+    old, new = core(load(path)), core(model)
+    missing = sorted(set(new.elements) - set(old.elements))
+    if missing:
+        lacking = ", ".join(chemical_symbols[z] for z in missing)
+        raise ValueError(f"the elements of the data must be among those of start, {lacking} missing in {path}; leave such frames out")
+    rows = [old.elements.index(z) for z in new.elements]
+    given, wanted = old.state_dict(), new.state_dict()
+    taken = {}
+    for name in given.keys() & wanted.keys():
+        by_element = given[name].shape[:1] == (len(old.elements),) and wanted[name].shape[:1] == (len(rows),)
+        value = given[name][rows] if by_element else given[name]
+        if value.shape == wanted[name].shape:
+            taken[name] = value
+    if not taken:
+        raise ValueError(f"model must share weights with start: no name and shape of {new.name} is in {path} ({old.name}); set model=...")
+    new.load_state_dict(taken, strict=False)
+    before, after = _plain(old.config), _plain(new.config)
+    changed = [f"{key} {before[key]} -> {after[key]}" for key in after if key != "elements" and after[key] != before.get(key, after[key])]
+    lines = [f"start: {len(taken)} of {len(wanted)} weights are those of {path} ({old.name})"]
+    for title, names in (("new", wanted.keys() - taken.keys()), ("left behind", given.keys() - taken.keys())):
+        if names:
+            lines.append(f"  {title}: {', '.join(_prefixes(names, taken))}")
+    return "\n".join([*lines, *[f"  changed: {', '.join(changed)}"] * bool(changed)])
+
+
+def _flat(description: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the first model in a description, and references, scale and shift around it."""
+    if "members" in description:
+        return _flat(description["members"][0])
+    if "inner" in description:
+        return _flat(description["inner"]) | {name: description[name] for name in ("references", "scale", "shift")}
+    return dict(description["config"])
+
+
+def _nearest_preset(model: str, stored: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The preset of a model with the fewest differences to stored settings, and these."""
+    entry, differences = MODELS[model], {}
+    for preset, settings in entry.presets.items():
+        plain = _plain(entry.config(**{**settings, "elements": tuple(stored["elements"])}))
+        own = plain.keys() & stored.keys() - {"elements", "cutoff"}
+        differences[preset] = {name: stored[name] for name in sorted(own) if stored[name] != plain[name]}
+    nearest = min(differences, key=lambda preset: len(differences[preset]))
+    return nearest, differences[nearest]
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """As a file has it: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _prefixes(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The names, cut as short as they can be without being the beginning of another."""
+    begun = {".".join(parts[:n]) for parts in (other.split(".") for other in others) for n in range(1, len(parts) + 1)}
+    short = set()
+    for parts in (name.split(".") for name in names):
+        short.add(next((cut for n in range(1, len(parts)) if (cut := ".".join(parts[:n])) not in begun), ".".join(parts)))
+    return sorted(short)
