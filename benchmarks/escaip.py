@@ -51,7 +51,7 @@ def worker() -> None:
         name, mode, calls = line.strip().split(";")
         atoms = structure(name)
         training = mode == MODES[1]
-        model.train(training).requires_grad_(training)
+        model = model.train() if training else model.freeze()  # as trainer and calculator do; a process has one mode
         seconds = []
         for _ in range(int(calls)):
             begin = time.perf_counter()

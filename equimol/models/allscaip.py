@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
-from equimol.models.escaip import ORDER_FLOOR, FeedForward, gaussians, gelu, neighborhood_indices
+from equimol.models.escaip import ORDER_FLOOR, FeedForward, gaussians, neighborhood_indices
 from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
 from equimol.o3 import spherical_harmonics
@@ -223,13 +223,13 @@ class InputBlock(nn.Module):
         self.charge_and_spin = nn.Linear(2 * width, width)
 
     def forward(self, x: Slots) -> Float[Tensor, "slots width"]:
-        atoms = torch.cat([gather(self.element, x.species), gelu(self.orders(x.orders))], 1)
-        atoms = gelu(self.atom(self.norm(atoms)))
+        atoms = torch.cat([gather(self.element, x.species), nn.functional.gelu(self.orders(x.orders))], 1)
+        atoms = nn.functional.gelu(self.atom(self.norm(atoms)))
         structures = torch.cat([self.charge(x.charge - CHARGES[0]), self.spin(x.spin - SPINS[0])], 1)
-        atoms = atoms + gelu(self.charge_and_spin(structures))[x.system]
+        atoms = atoms + nn.functional.gelu(self.charge_and_spin(structures))[x.system]
         of_atoms, of_edges = self.mix.weight.chunk(2, dim=1)
-        edges = torch.addmm(self.mix.bias, gelu(self.edge(x.geometry)), of_edges.T)
-        return gelu(edges + gather(atoms @ of_atoms.T, x.receivers))
+        edges = torch.addmm(self.mix.bias, nn.functional.gelu(self.edge(x.geometry)), of_edges.T)
+        return nn.functional.gelu(edges + gather(atoms @ of_atoms.T, x.receivers))
 
 
 class Layer(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
-from equimol.nn.gelu import GELU, gelu
+from equimol.nn.gelu import GELU
 from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention, own_attention, slot_indices
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
@@ -216,7 +216,7 @@ class Backbone(nn.Module):
         return self.projection(of_atoms), [self.edge_projection(found) for found in of_slots]
 
     def freeze(self) -> None:
-        """Attributes look up what they need of distances in tables, from now on."""
+        """Attributes look up what they need of distances in tables, from now on; not in float64, for which the tables are not exact."""
         self.frozen = True
 
     def neighborhoods(
@@ -253,7 +253,7 @@ class Backbone(nn.Module):
         order, place, groups = indices["order"], indices["place"], indices["groups"].tolist()
         cut = blocks_of(groups, max(1, BLOCK_NUMBERS // config.width))
         sizes = [sum(many * size for many, size in part) for _, part in cut]
-        if self.frozen:
+        if self.frozen and dtype != torch.float64:
             radial = cubic_weights(lengths, config.cutoff / (knots(config) - 1), knots(config), dtype).split(sizes)
         else:
             radial = [gaussians(part, config.cutoff, config.radial_basis) for part in lengths.to(dtype).split(sizes)]
@@ -298,25 +298,26 @@ class Attributes(nn.Module):
             nn.Parameter(torch.empty(elements, config.element_width).uniform_(-1e-3, 1e-3)) for _ in range(2)
         )
         self.mix = nn.Linear(config.radial_width + 2 * (config.order_width + config.element_width), config.width)
+        self.gelu = GELU()
         self.register_buffer("table", None, persistent=False)
 
     def of_atoms(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms width"]]:
         """The part of each atom as a sender and as a receiver: a linear layer of a concatenation is a sum of linear layers."""
         of_distance = self.distance.out_features
         of_sender, of_receiver = self.mix.weight[:, of_distance:].chunk(2, dim=1)
-        senders = torch.cat([gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1) @ of_sender.T
-        receivers = torch.cat([gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1) @ of_receiver.T
+        senders = torch.cat([self.gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1) @ of_sender.T
+        receivers = torch.cat([self.gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1) @ of_receiver.T
         return senders, receivers
 
     def forward(
         self, block: Block, senders: Float[Tensor, "slots width"], receivers: Float[Tensor, "atoms width"]
     ) -> Float[Tensor, "slots width"]:
-        return gelu(block.over_slots(self.of_distances(block.radial) + senders, receivers))
+        return self.gelu(block.over_slots(self.of_distances(block.radial) + senders, receivers))
 
     def of_distances(self, radial: Float[Tensor, "slots radial"] | CubicWeights) -> Float[Tensor, "slots width"]:
         if isinstance(radial, CubicWeights):
             return look_up(self.table, radial)
-        return torch.addmm(self.mix.bias, gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features].T)
+        return torch.addmm(self.mix.bias, self.gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features].T)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -411,6 +412,7 @@ class GraphAttention(nn.Module):
         self.message = nn.Linear(3 * width, width)  # of attributes, slot and atoms
         self.norm = RMSNorm(width)
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.gelu = GELU()
 
     def of_atoms(self, x: Neighborhoods, atoms: Float[Tensor, "atoms width"]) -> list[Messages]:
         """What is done once per atom and not once per slot, for each block."""
@@ -426,12 +428,12 @@ class GraphAttention(nn.Module):
     def forward(self, block: Block, slots: Float[Tensor, "slots width"], atoms: Messages, own: bool) -> Float[Tensor, "rows width"]:
         """Updates of all slots, or of the atoms alone where ``own``."""
         attributes = self.norm_attributes(self.attributes(block, atoms.attributes_senders, atoms.attributes_receivers))
-        pair = gelu(block.over_slots(atoms.pair_senders, atoms.pair_receivers))
+        pair = self.gelu(block.over_slots(atoms.pair_senders, atoms.pair_receivers))
         # a concatenation would cost more than this: its second derivative fills and adds matrices of zeros
         of_attributes, of_slots, of_pair = (weight.T for weight in self.message.weight.split(slots.shape[1], dim=1))
         message = torch.addmm(self.message.bias, attributes, of_attributes)
-        message = torch.addmm(torch.addmm(message, gelu(self.slots(slots)), of_slots), pair, of_pair)
-        message = self.norm(gelu(message))
+        message = torch.addmm(torch.addmm(message, self.gelu(self.slots(slots)), of_slots), pair, of_pair)
+        message = self.norm(self.gelu(message))
         arguments = block.bias, block.groups, self.heads, self.parts, self.scale
         if not own:
             return self.out(neighbor_attention(self.query_key_value(message), block.legendre, *arguments))
@@ -465,9 +467,10 @@ class Projection(nn.Module):
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
         self.linear, self.norm = nn.Linear(config.width * (config.layers + 1), config.width), RMSNorm(config.width)
+        self.gelu = GELU()
 
     def forward(self, readouts: Sequence[Float[Tensor, "rows width"]]) -> Float[Tensor, "rows width"]:
-        return self.norm(gelu(self.linear(torch.cat(list(readouts), dim=1))))
+        return self.norm(self.gelu(self.linear(torch.cat(list(readouts), dim=1))))
 
 
 class Output(nn.Module):

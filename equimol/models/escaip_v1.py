@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
-from equimol.models.escaip import Attributes, FeedForward, Readout, gaussians, gelu
+from equimol.models.escaip import Attributes, FeedForward, Readout, gaussians
 from equimol.nn.neighbor_attention import by_group, neighbor_attention, slot_indices
 from equimol.o3 import spherical_harmonics
 from equimol.ops import gather, scatter_sum
@@ -212,7 +212,7 @@ class BlockV1(nn.Module):
         hidden = self.norm(atoms)
         of_sender, of_receiver = self.atoms.weight.chunk(2, dim=1)
         pair = gather(hidden @ of_sender.T, x.senders) + gather(torch.addmm(self.atoms.bias, hidden, of_receiver.T), x.receivers)
-        message = gelu(self.message(torch.cat([attributes_of_slots(self.attributes, x), gelu(pair)], dim=1)))
+        message = nn.functional.gelu(self.message(torch.cat([attributes_of_slots(self.attributes, x), nn.functional.gelu(pair)], dim=1)))
         config = self.config
         part = config.width // config.heads
         bias = [cosines * self.angle if config.angles else torch.zeros_like(cosines) for cosines in x.cosines]
@@ -235,7 +235,7 @@ class ProjectionV1(nn.Module):
         self.norm_readouts, self.linear, self.norm = nn.RMSNorm(together), nn.Linear(together, config.width), nn.RMSNorm(config.width)
 
     def forward(self, readouts: list[Float[Tensor, "rows width"]]) -> Float[Tensor, "rows width"]:
-        return self.norm(gelu(self.linear(self.norm_readouts(torch.cat(readouts, dim=1)))))
+        return self.norm(nn.functional.gelu(self.linear(self.norm_readouts(torch.cat(readouts, dim=1)))))
 
 
 class OutputV1(nn.Module):
@@ -258,10 +258,12 @@ def attributes_of_slots(layer: Attributes, x: NeighborhoodsV1) -> Float[Tensor, 
     """What is known of each slot before any message. A linear layer of a concatenation is a sum of linear layers, most of them of atoms."""
     of_distance, of_atoms = layer.mix.weight.split([layer.distance.out_features, layer.mix.in_features - layer.distance.out_features], 1)
     of_sender, of_receiver = of_atoms.chunk(2, dim=1)
-    senders = torch.cat([gelu(layer.sender_order(x.orders)), gather(layer.sender_element, x.species)], 1) @ of_sender.T
-    receivers = torch.cat([gelu(layer.receiver_order(x.orders)), gather(layer.receiver_element, x.species)], 1) @ of_receiver.T
-    mixed = torch.addmm(layer.mix.bias, gelu(layer.distance(x.radial)), of_distance.T)
-    return gelu(mixed + gather(senders, x.senders) + gather(receivers, x.receivers))
+    senders = torch.cat([nn.functional.gelu(layer.sender_order(x.orders)), gather(layer.sender_element, x.species)], 1) @ of_sender.T
+    receivers = (
+        torch.cat([nn.functional.gelu(layer.receiver_order(x.orders)), gather(layer.receiver_element, x.species)], 1) @ of_receiver.T
+    )
+    mixed = torch.addmm(layer.mix.bias, nn.functional.gelu(layer.distance(x.radial)), of_distance.T)
+    return nn.functional.gelu(mixed + gather(senders, x.senders) + gather(receivers, x.receivers))
 
 
 def mean_of_slots(values: Float[Tensor, "slots width"], x: NeighborhoodsV1) -> Float[Tensor, "atoms width"]:

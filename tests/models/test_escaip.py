@@ -40,7 +40,7 @@ def largest_jump(model, steps: int) -> float:
     """eV; of the energy along a path of an atom through a cluster, beyond what its slope explains."""
     rng = np.random.default_rng(0)
     cluster = rng.uniform(size=(14, 3)) * 6.0
-    start, end = np.array([-4.0, 1, 2]), np.array([9.0, 4, 3])
+    start, end = np.array([-3.0, 1, 2]), np.array([0.5, 2, 2.5])
     numbers = np.array([8, *[1, 6] * 7])
     width = np.linalg.norm(end - start) / steps
     energies, slopes = [], []
@@ -56,23 +56,26 @@ def largest_jump(model, steps: int) -> float:
 def test_the_smooth_form_has_no_jumps_where_the_published_one_jumps():
     """The trapezoid's error falls with the cube of the step; a jump does not."""
     jumps = {
-        smooth: [largest_jump(model_of(EScAIP, smooth=smooth, neighbors=6), steps) for steps in (100, 400)] for smooth in (True, False)
+        smooth: [largest_jump(model_of(EScAIP, smooth=smooth, neighbors=6), steps) for steps in (20, 80)] for smooth in (True, False)
     }
     assert jumps[True][1] < jumps[True][0] / 10
     assert jumps[False][1] > jumps[False][0] / 4
 
 
 def test_a_frozen_model_looks_distances_up_and_says_the_same():
-    """16 knots to the width of a Gaussian: to about the precision of float32."""
-    model = model_of(EScAIP, radial_basis=100)
+    """16 knots to the width of a Gaussian: as precise as float32."""
+    model = model_of(EScAIP, radial_basis=100).float()
     structures = [AtomicGraph.build(**structure, cutoff=model.cutoff) for structure in example_structures(model.elements)]
-    exact = [model(graph) for graph in structures]
-    model.freeze()
+    plain = [model(graph) for graph in structures]
+    exact = [model.double()(graph) for graph in structures]
+    model.float().freeze()
     assert all(layer.attention.attributes.table is not None for layer in model.backbone.layers)
-    for graph, expected in zip(structures, exact, strict=True):
-        found = model(graph)
-        torch.testing.assert_close(found["energies"], expected["energies"], rtol=0, atol=1e-7)
-        torch.testing.assert_close(found["forces"], expected["forces"], rtol=0, atol=1e-5)
+    looked_up = [model(graph) for graph in structures]
+    assert any(not torch.equal(found["energies"], before["energies"]) for found, before in zip(looked_up, plain, strict=True))
+    for found, before, expected in zip(looked_up, plain, exact, strict=True):
+        for name in ("energies", "forces"):
+            rounding = float((before[name] - expected[name]).abs().max())
+            assert float((found[name] - before[name]).abs().max()) < 3 * rounding + 1e-6
 
 
 def test_blocks_do_not_change_the_result(monkeypatch):

@@ -5,12 +5,12 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from equimol.nn.cubic_table import cubic_table, cubic_weights, look_up
-from equimol.nn.gelu import gelu
+from equimol.nn.gelu import GELU
 from equimol.nn.rms_norm import RMSNorm
 
 
 def test_gelu_is_that_of_torch_with_any_derivative(random):
-    x = random(3, 5).requires_grad_()
+    gelu, x = GELU(), random(3, 5).requires_grad_()
     torch.testing.assert_close(gelu(x), torch.nn.functional.gelu(x), rtol=0, atol=0)
     assert gradcheck(gelu, x) and gradgradcheck(gelu, x)
     theirs, ours = (x.detach().clone().requires_grad_() for _ in range(2))
