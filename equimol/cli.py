@@ -120,7 +120,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _is_setting(word: str) -> bool:
-    return re.match(r"[A-Za-z_][\w.]*=", word) is not None and not Path(word).exists()
+    return re.match(r"[A-Za-z_][\w.]*=", word) is not None and not os.path.exists(word)  # Path.exists raises for long words
 
 
 def _stored_config(run: Path) -> Path:

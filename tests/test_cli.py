@@ -369,3 +369,9 @@ def test_the_package_names_what_others_rely_on():
     assert {"load", "save", "build_model", "models", "testing"} <= set(dir(equimol))
     with pytest.raises(AttributeError, match="no attribute 'fly'"):
         equimol.fly  # noqa: B018
+
+
+def test_a_setting_may_be_longer_than_any_file_name(capsys):
+    long = "references={" + ", ".join(f"{z}: {-13.6056931227 * z}" for z in range(1, 60)) + "}"
+    assert main(["train", "data.xyz", long, "--print-config"]) == 0
+    assert "59: -802.7" in capsys.readouterr().out

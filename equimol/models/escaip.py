@@ -16,11 +16,10 @@ from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.nn.gelu import GELU
-from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention, own_attention, slot_indices
+from equimol.nn.neighbor_attention import by_group, legendre_polynomials, neighbor_attention, own_attention, slot_indices
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
-from equimol.o3 import spherical_harmonics
-from equimol.ops import gather, scatter_sum
+from equimol.ops import gather
 
 BLOCK_NUMBERS = 2**19  # of a feature of a block of slots: two megabytes in float32, which products of matrices want and caches hold
 NOTHING = 1e-20  # Gaussians below are zero: processors take a hundred times longer for products with numbers near the smallest
@@ -231,56 +230,58 @@ class Backbone(nn.Module):
     ) -> Neighborhoods:
         """Geometry in the precision of the displacements, results in that of the weights."""
         config, dtype = self.config, self.input.attributes.mix.weight.dtype
-        atoms, kept = len(numbers), indices["kept"]
+        kept = indices["kept"]
         distances = displacements.norm(dim=-1)
         envelope = log_envelope(graph.ranks(distances, indices))
-        distances, vectors, receivers = distances[kept], displacements[kept], receivers[kept]
-        degrees = [2 * l + 1 for l in range(max(config.order_lmax + 1, len(config.legendre)))]
-        harmonics = spherical_harmonics(vectors, len(degrees) - 1)  # component-normalised
-        harmonics = torch.cat([y / math.sqrt(n) for n, y in zip(degrees, harmonics.split(degrees, 1), strict=True)], 1)
-        orders = self._orders(harmonics, envelope, receivers, atoms)
+        distances, vectors = distances[kept], displacements[kept]
 
-        def of_slots(values: Tensor, own: Tensor, dtype: torch.dtype | None = dtype) -> Tensor:
-            """A row per slot, cast; ``own`` for the atom itself."""
-            return gather(torch.cat([own[None], values]), indices["edge"]).to(dtype)
+        def of_slots(values: Tensor) -> Tensor:
+            """A row per slot; zero for the atom itself."""
+            return gather(torch.cat([values.new_zeros(1, *values.shape[1:]), values]), edge)
 
-        zero = distances.new_zeros(())
-        own = torch.zeros_like(harmonics[0]) if len(harmonics) else harmonics.new_zeros(harmonics.shape[1])
-        own = torch.cat([torch.ones_like(own[:1]), own[1:]])  # Y_0 is one, the others have no direction to point in
-        first, last = 1, (len(config.legendre)) ** 2  # of the harmonics in the attention; degree 0 is one
-        of_angles = of_slots(harmonics[:, first:last], own[first:last])
-        lengths, log_weights = of_slots(distances, zero, None), of_slots(envelope, zero)
-        order, place, groups = indices["order"], indices["place"], indices["groups"].tolist()
+        edge, order, place, groups = indices["edge"], indices["order"], indices["place"], indices["groups"].tolist()
+        lengths, directions, envelope = of_slots(distances), of_slots(vectors / distances[:, None]), of_slots(envelope)
         cut = blocks_of(groups, max(1, BLOCK_NUMBERS // config.width))
         sizes = [sum(many * size for many, size in part) for _, part in cut]
+        log_weights = envelope.to(dtype)
         if self.frozen and dtype != torch.float64:
             radial = cubic_weights(lengths, config.cutoff / (knots(config) - 1), knots(config), dtype).split(sizes)
         else:
             radial = [gaussians(part, config.cutoff, config.radial_basis) for part in lengths.to(dtype).split(sizes)]
-        blocks = []
-        for (mine, part), basis, angles, weights in zip(cut, radial, of_angles.split(sizes), log_weights.split(sizes), strict=True):
-            legendre = legendre_products(angles.split(degrees[1 : len(config.legendre)], 1), part)
-            blocks.append(Block(mine, part, basis, legendre, [w.unsqueeze(1) for w in by_group(weights, part)]))
+        blocks, orders = [], []
+        parts = zip(cut, radial, *(values.split(sizes) for values in (directions, envelope, log_weights)), strict=True)
+        for (mine, part), basis, pointing, exponents, bias in parts:
+            legendre = []
+            for to, exponent in zip(by_group(pointing, part), by_group(exponents, part), strict=True):
+                polynomials = legendre_polynomials(to[:, 1:] @ to[:, 1:].mT, max(config.order_lmax, len(config.legendre) - 1))
+                orders.append(self._orders(polynomials, exponent[:, 1:]).to(dtype))
+                # the atom itself has no direction: zero for all degrees but 0
+                legendre.append(nn.functional.pad(polynomials[:, : len(config.legendre) - 1].to(dtype), (1, 0, 1, 0)))
+            blocks.append(Block(mine, part, basis, legendre, [values.unsqueeze(1) for values in by_group(bias, part)]))
         return Neighborhoods(
             self.species_of[numbers][order],
-            orders.to(dtype)[order],
+            torch.cat(orders),
             place[indices["sender"]],
             system[order],
             place,
-            of_slots(vectors / distances[:, None], vectors.new_zeros(3)),
+            directions.to(dtype),
             log_weights,
             blocks,
         )
 
-    def _orders(self, harmonics: Tensor, envelope: Tensor, receivers: Tensor, atoms: int) -> Float[Tensor, "atoms degrees"]:
-        """sqrt(sum over m of the mean over neighbours of Y_lm, squared): Steinhardt 1983. The atom itself counts in the mean."""
+    def _orders(
+        self, polynomials: Float[Tensor, "atoms degrees m m"], log_envelope: Float[Tensor, "atoms m"]
+    ) -> Float[Tensor, "atoms degrees_and_0"]:
+        """sqrt(sum over m of the mean over neighbours of Y_lm, squared): Steinhardt 1983. The atom itself counts in the mean, as Y_0 = 1.
+
+        By the addition theorem a double mean of P_l(cos jk).
+        """
         lmax = self.config.order_lmax
-        harmonics = harmonics[:, : (lmax + 1) ** 2]
-        weights = torch.exp(envelope) if self.config.smooth else torch.ones_like(envelope)
-        total = scatter_sum(harmonics * weights[:, None], receivers, atoms)
-        own = torch.zeros_like(total[:, :1]) + 1
-        mean = torch.cat([total[:, :1] + own, total[:, 1:]], 1) / (scatter_sum(weights, receivers, atoms) + 1)[:, None]
-        squares = torch.stack([part.square().sum(1) for part in mean.split([2 * l + 1 for l in range(lmax + 1)], 1)], 1)
+        weights = torch.exp(log_envelope) if self.config.smooth else torch.ones_like(log_envelope)
+        shares = weights / (weights.sum(1, keepdim=True) + 1)
+        pairs = (shares[:, :, None] * shares[:, None]).flatten(1)
+        squares = torch.matmul(polynomials[:, :lmax].flatten(2), pairs[:, :, None])[..., 0]
+        squares = torch.cat([torch.ones_like(pairs.sum(1, keepdim=True)), squares], 1)
         # published: a floor, whose kink the smooth form must not have
         return (squares + ORDER_FLOOR).sqrt() if self.config.smooth else squares.clamp(min=ORDER_FLOOR).sqrt()
 

@@ -55,6 +55,14 @@ def legendre_products(harmonics: Sequence[Tensor], groups: Sequence[Sequence[int
     return [torch.stack([torch.matmul(y, y.mT) for y in of_group], dim=1) for of_group in zip(*parts, strict=True)]
 
 
+def legendre_polynomials(cosines: Float[Tensor, "..."], lmax: int) -> Float[Tensor, "..."]:
+    """P_1, ..., P_lmax of cosines [atoms, m, m]: [atoms, lmax, m, m], by Bonnet's recursion."""
+    found = [torch.ones_like(cosines), cosines]
+    for l in range(1, lmax):
+        found.append(((2 * l + 1) / (l + 1)) * cosines * found[l] - (l / (l + 1)) * found[l - 1])
+    return torch.stack(found[1 : lmax + 1], 1) if lmax else cosines.new_zeros(len(cosines), 0, *cosines.shape[1:])
+
+
 def neighbor_attention(
     query_key_value: Float[Tensor, "slots three_widths"],
     legendre: Sequence[Tensor | None],  # of each group [atoms, degrees - 1, m, m]; None where there is but degree 0

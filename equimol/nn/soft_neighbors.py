@@ -90,8 +90,34 @@ def log_envelope(rank: Float[Tensor, " kept"]) -> Float[Tensor, " kept"]:
 
 def smooth_step(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """0 below -pi, 1 above pi, three continuous derivatives: the polynomial of degree 7."""
-    t = (x / (2 * math.pi) + 0.5).clamp(0, 1)
-    return t**4 * (35 + t * (-84 + t * (70 - 20 * t)))
+    return _Step.apply(x, 0)
+
+
+class _Step(torch.autograd.Function):
+    """A derivative of the step, and as its own derivative the next: there are as many steps as pairs of neighbours."""
+
+    @staticmethod
+    def forward(x, order):
+        t = (x / (2 * math.pi) + 0.5).clamp_(0, 1)
+        coefficients = [-20.0, 70.0, -84.0, 35.0, 0.0, 0.0, 0.0, 0.0]  # of t^7 and so on
+        for _ in range(order):
+            degree = len(coefficients) - 1
+            coefficients = [c * (degree - n) / (2 * math.pi) for n, c in enumerate(coefficients[:-1])]
+        value = torch.full_like(t, coefficients[0]) if coefficients else torch.zeros_like(t)
+        for coefficient in coefficients[1:]:
+            value.mul_(t)
+            if coefficient:
+                value.add_(coefficient)
+        return value if order < 4 else value.mul_((t > 0) & (t < 1))  # the fourth derivative jumps at the ends, those before are zero
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.order = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * _Step.apply(ctx.saved_tensors[0], ctx.order + 1), None
 
 
 def sine_step(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -55,9 +55,7 @@ def largest_jump(model, steps: int) -> float:
 
 def test_the_smooth_form_has_no_jumps_where_the_published_one_jumps():
     """The trapezoid's error falls with the cube of the step; a jump does not."""
-    jumps = {
-        smooth: [largest_jump(model_of(EScAIP, smooth=smooth, neighbors=6), steps) for steps in (20, 80)] for smooth in (True, False)
-    }
+    jumps = {smooth: [largest_jump(model_of(EScAIP, smooth=smooth, neighbors=6), steps) for steps in (20, 80)] for smooth in (True, False)}
     assert jumps[True][1] < jumps[True][0] / 10
     assert jumps[False][1] > jumps[False][0] / 4
 

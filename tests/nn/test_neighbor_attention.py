@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention, own_attention, slot_indices
+from equimol.nn.neighbor_attention import by_group, legendre_polynomials, legendre_products, neighbor_attention, own_attention, slot_indices
 from equimol.o3 import spherical_harmonics
 
 SENDERS = torch.tensor([1, 2, 3, 0, 0, 3, 0, 2])
@@ -68,3 +68,12 @@ def test_the_atoms_own_rows_alone_are_the_same(random):
     full = neighbor_attention(torch.cat([q, k, v], 1), legendre_products(harmonics[1:], groups), bias, groups, HEADS, PARTS, 0.3)
     first = slots["first"][slots["order"]]
     torch.testing.assert_close(own_attention(q[first], torch.cat([k, v], 1), bias, groups, HEADS, PARTS, 0.3), full[first])
+
+
+def test_polynomials_of_cosines_are_products_of_harmonics(random):
+    directions = torch.nn.functional.normalize(random(2, 5, 3), dim=-1)
+    found = legendre_polynomials(directions @ directions.mT, 9)
+    y = spherical_harmonics(directions.flatten(0, 1), 9).unflatten(0, (2, 5)).split([2 * l + 1 for l in range(10)], -1)
+    expected = torch.stack([part @ part.mT / part.shape[-1] for part in y[1:]], 1)
+    torch.testing.assert_close(found, expected)
+    assert legendre_polynomials(directions @ directions.mT, 0).shape == (2, 0, 5, 5)

@@ -95,3 +95,14 @@ def test_reverse_edges_run_the_other_way_and_missing_ones_raise():
     torch.testing.assert_close(graph.displacements()[reverse], -graph.displacements())
     with pytest.raises(ValueError, match="edges must come in pairs"):
         reverse_edges(graph.senders[1:], graph.receivers[1:], graph.shifts[1:], 4)
+
+
+def test_the_smooth_step_and_its_derivatives_are_those_of_its_polynomial():
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64, requires_grad=True)
+    t = (x.detach() / (2 * math.pi) + 0.5).clamp(0, 1).numpy()
+    polynomial = np.polynomial.Polynomial([0, 0, 0, 0, 35, -84, 70, -20])
+    value = smooth_step(x)
+    for order in range(4):
+        expected = polynomial.deriv(order)(t) / (2 * math.pi) ** order if order else polynomial(t)
+        np.testing.assert_allclose(value.detach().numpy(), expected, atol=1e-13)
+        (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)

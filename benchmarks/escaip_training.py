@@ -1,0 +1,163 @@
+"""How accurate is EScAIP after so many minutes, trained by EquiMol and as fairchem-core has it? The same data, size, batch and core.
+
+    python benchmarks/escaip_training.py prepare DATA_FOLDER WORK       # DATA_FOLDER has spice, ethanol_botnet and oc20_relax
+    python benchmarks/escaip_training.py train SET WORK --peer-python PEER/bin/python --minutes 30
+    python benchmarks/escaip_training.py table
+
+SET is ethanol (BOTNet's: 900 + 100 frames, its test set), spice (frames of the SPICE test subsets, a tenth of the molecules held out as a
+whole) or oc20 (24 relaxations, five whole systems held out; forces of free atoms). Both codes train side by side, a core each: EquiMol
+through its command line with its defaults; the peer's conservative model, whose own trainer is for clusters, by the loop in
+peers/fairchem_escaip_train.py with the settings that its configurations publish. Size: our `nano`, in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import lzma
+import os
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results" / "escaip_training.csv"
+SETS = ("ethanol", "spice", "oc20")
+HELD_OUT_SYSTEMS = 5
+
+
+def read(path: Path) -> list:
+    return ase.io.read(StringIO(lzma.open(path, "rt").read()), ":", format="extxyz")
+
+
+def prepare(data: Path, work: Path) -> None:
+    """train, valid and test of each set as extxyz, and energies of the elements by least squares on the training frames."""
+    rng = np.random.default_rng(0)
+
+    def shuffled(frames: list) -> list:
+        return [frames[i] for i in rng.permutation(len(frames))]
+
+    def by_key(frames: list, key: str, share: float | int) -> tuple[list, list]:
+        """Frames whose key is kept, and those whose key is held out."""
+        names = list(dict.fromkeys(f.info[key] for f in frames))
+        number = share if isinstance(share, int) else max(1, round(share * len(names)))
+        out = set(rng.permutation(np.array(names, dtype=object))[:number])
+        return [f for f in frames if f.info[key] not in out], [f for f in frames if f.info[key] in out]
+
+    ethanol = shuffled(read(data / "ethanol_botnet" / "train.xyz.xz"))
+    sets = {"ethanol": (ethanol[100:], ethanol[:100], read(data / "ethanol_botnet" / "test_MD.xyz.xz"))}
+    spice = []
+    for name in ("pubchem", "dipeptides", "des370k_monomers", "des370k_dimers"):
+        spice += read(data / "spice" / f"spice_test_{name}.xyz.xz")
+    rest, test = by_key(spice, "smiles", 0.1)
+    sets["spice"] = (*(shuffled(part) for part in by_key(rest, "smiles", 0.1)), test)
+    oc20 = [f for f in read(data / "oc20_relax" / "oc20_relax24.extxyz.xz") if np.abs(f.get_forces()).max() < 50]
+    rest, test = by_key(oc20, "sid", HELD_OUT_SYSTEMS)
+    rest = shuffled(rest)
+    sets["oc20"] = (rest[len(rest) // 20 :], rest[: len(rest) // 20], test)
+    for name, parts in sets.items():
+        folder = work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, frames in zip(("train", "valid", "test"), parts, strict=True):
+            plain = []
+            for atoms in frames:
+                copy = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+                if name != "oc20":
+                    copy.cell, copy.pbc = None, False
+                copy.info["REF_energy"] = atoms.get_potential_energy()
+                copy.arrays["REF_forces"] = atoms.get_forces()
+                copy.arrays["fixed"] = np.array(atoms.get_tags() == 0 if name == "oc20" else np.zeros(len(atoms)), dtype=bool)
+                plain.append(copy)
+            ase.io.write(folder / f"{part}.xyz", plain, format="extxyz")
+        elements = sorted({int(z) for frames in parts for f in frames for z in f.numbers})
+        counts = np.array([[np.sum(f.numbers == z) for z in elements] for f in parts[0]], dtype=float)
+        energies = np.array([f.get_potential_energy() for f in parts[0]])
+        ridge = np.linalg.solve(counts.T @ counts + 1e-3 * np.eye(len(elements)), counts.T @ energies)
+        (folder / "references.json").write_text(json.dumps(dict(zip(map(str, elements), ridge.tolist(), strict=True))))
+        print(name, [len(part) for part in parts], "frames;", len(elements), "elements")
+
+
+def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
+    """Both codes at once, each on a core of its own; then their errors on the test set."""
+    from equimol.bench import append_rows, describe_surroundings
+    from equimol.data import read as read_frames
+    from equimol.models import load
+    from equimol.training.evaluate import evaluate
+
+    folder = work / name
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    references = json.loads((folder / "references.json").read_text())
+    run = folder / f"equimol_{time.strftime('%H%M%S')}"
+    command = [sys.executable, "-m", "equimol", "train", str(folder / "train.xyz"), "--time", f"{minutes * 60:.0f}s", "model=escaip"]
+    command += [f"valid={folder / 'valid.xyz'}", "test=0", "preset=nano", "zbl=false", "batch=5", f"out={run}"]
+    command += ["references={" + ", ".join(f"{z}: {e}" for z, e in references.items()) + "}"]
+    cores = sorted(os.sched_getaffinity(0))
+    begin = time.time()
+    processes = {"equimol": subprocess.Popen(["taskset", "-c", str(cores[0]), *command], env=environment)}
+    if peer:
+        script = Path(__file__).parent / "peers" / "fairchem_escaip_train.py"
+        arguments = [str(folder), str(minutes), str(folder / "fairchem.json")]
+        pinned = ["taskset", "-c", str(cores[-1]), str(peer), "-W", "ignore", str(script), *arguments]
+        processes["fairchem-core"] = subprocess.Popen(pinned, env=environment)
+    taken = {}
+    while len(taken) < len(processes):
+        time.sleep(1)
+        for code, process in processes.items():
+            if process.poll() is not None and code not in taken:
+                taken[code] = (time.time() - begin) / 60
+                if process.returncode:
+                    raise SystemExit(f"{code} failed with exit code {process.returncode}")
+    model = load(run / "model.equimol")
+    frames = read_frames(folder / "test.xyz").frames
+    errors = evaluate(model, frames).errors
+    keys = ("energy_mae_mev_per_atom", "forces_mae_mev_per_angstrom", "forces_rmse_mev_per_angstrom")
+    steps = json.loads((run / "summary.json").read_text()).get("steps", "")
+    rows = [{"code": "equimol", "steps": steps, "parameters": sum(p.numel() for p in model.parameters())} | {k: errors[k] for k in keys}]
+    if peer:
+        rows.append({"code": "fairchem-core"} | json.loads((folder / "fairchem.json").read_text()))
+    described = describe_surroundings(torch.float32) | {"threads": 1}
+    rows = [{"set": name, "minutes": round(taken[row["code"]], 1)} | row | described for row in rows]
+    print(*rows, sep="\n")
+    append_rows(RESULTS, rows)
+
+
+def table() -> None:
+    """The last row of each set and code, as Markdown."""
+    with open(RESULTS, newline="") as file:
+        last = {(row["set"], row["code"]): row for row in csv.DictReader(file)}
+    print("| set | code | minutes | steps | energy MAE, meV/atom | force MAE, meV/Å | force RMSE, meV/Å |\n|---|---|---|---|---|---|---|")
+    for (name, code), row in last.items():
+        figures = [f"{float(row[k]):.1f}" for k in row if "_mae_" in k or "_rmse_" in k]
+        print(f"| {name} | {code} | {row['minutes']} | {row['steps']} | {' | '.join(figures)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("prepare")
+    command.add_argument("data", type=Path)
+    command.add_argument("work", type=Path)
+    command = commands.add_parser("train")
+    command.add_argument("set", choices=SETS)
+    command.add_argument("work", type=Path)
+    command.add_argument("--peer-python", type=Path, help="of an environment with fairchem-core==2.24.0")
+    command.add_argument("--minutes", type=float, default=30)
+    commands.add_parser("table")
+    args = parser.parse_args()
+    match args.command:
+        case "prepare":
+            prepare(args.data, args.work)
+        case "train":
+            train(args.set, args.work, args.peer_python, args.minutes)
+        case "table":
+            table()
+
+
+if __name__ == "__main__":
+    main()
