@@ -112,6 +112,8 @@ def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
             if process.poll() is not None and code not in taken:
                 taken[code] = (time.time() - begin) / 60
                 if process.returncode:
+                    for other in processes.values():
+                        other.kill()
                     raise SystemExit(f"{code} failed with exit code {process.returncode}")
     model = load(run / "model.equimol")
     frames = read_frames(folder / "test.xyz").frames
