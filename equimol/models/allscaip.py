@@ -133,13 +133,8 @@ class BumpNeighbors(SoftNeighbors):
     def reach(self) -> float:
         return self.cutoff + 4 * self.width
 
-    def ranks(self, distances: Float[Tensor, " edges"], indices: dict[str, Tensor]) -> Float[Tensor, " kept"]:
-        padded = torch.cat([distances, distances.new_full((1,), 2 * self.reach + 100.0)])  # too far to count
-        by_distance, candidates = padded[indices["nearest"]], padded[indices["candidates"]]
-        ranks = bump_step((candidates.unsqueeze(2) - by_distance.unsqueeze(1)) / self.width).sum(2) + bump_step(candidates / self.width)
-        here, there = ranks.flatten()[indices["ranks"]] / self.neighbors
-        three = torch.stack([here, there, distances[indices["kept"]] / self.cutoff])
-        return self.softness * torch.logsumexp(three / self.softness, dim=0)
+    def step(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return bump_step(x)
 
 
 class Backbone(nn.Module):

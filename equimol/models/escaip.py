@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
-from equimol.nn.gelu import GELU
 from equimol.nn.neighbor_attention import by_group, legendre_polynomials, neighbor_attention, own_attention, slot_indices
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
@@ -141,7 +141,7 @@ class EScAIP(ConfiguredPotential):
         return neighborhood_indices(self.graph, graph)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
-        neighborhoods = self.backbone.neighborhoods(self.graph, displacements, numbers, senders, receivers, indices, system)
+        neighborhoods = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
         atoms, _ = self.backbone(neighborhoods)
         atoms = gather(atoms, neighborhoods.place)
         return self.energy(atoms)[:, 0], atoms
@@ -172,7 +172,7 @@ class EScAIPDirect(Configured, DirectPotential):
         return neighborhood_indices(self.graph, graph)
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
-        x = self.backbone.neighborhoods(self.graph, displacements, numbers, senders, receivers, indices, system)
+        x = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
         atoms, slots = self.backbone(x)
         forces = []
         for block, features, directions, weights in zip(x.blocks, slots, x.by_block(x.directions), x.by_block(x.log_envelope), strict=True):
@@ -223,8 +223,6 @@ class Backbone(nn.Module):
         graph: SoftNeighbors,
         displacements: Float[Tensor, "edges 3"],
         numbers: Int[Tensor, " atoms"],
-        senders: Int[Tensor, " edges"],
-        receivers: Int[Tensor, " edges"],
         indices: dict[str, Tensor],
         system: Int[Tensor, " atoms"],
     ) -> Neighborhoods:
@@ -299,26 +297,25 @@ class Attributes(nn.Module):
             nn.Parameter(torch.empty(elements, config.element_width).uniform_(-1e-3, 1e-3)) for _ in range(2)
         )
         self.mix = nn.Linear(config.radial_width + 2 * (config.order_width + config.element_width), config.width)
-        self.gelu = GELU()
         self.register_buffer("table", None, persistent=False)
 
     def of_atoms(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms width"]]:
         """The part of each atom as a sender and as a receiver: a linear layer of a concatenation is a sum of linear layers."""
         of_distance = self.distance.out_features
         of_sender, of_receiver = self.mix.weight[:, of_distance:].chunk(2, dim=1)
-        senders = torch.cat([self.gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1) @ of_sender.T
-        receivers = torch.cat([self.gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1) @ of_receiver.T
+        senders = torch.cat([gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1) @ of_sender.T
+        receivers = torch.cat([gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1) @ of_receiver.T
         return senders, receivers
 
     def forward(
         self, block: Block, senders: Float[Tensor, "slots width"], receivers: Float[Tensor, "atoms width"]
     ) -> Float[Tensor, "slots width"]:
-        return self.gelu(block.over_slots(self.of_distances(block.radial) + senders, receivers))
+        return gelu(block.over_slots(self.of_distances(block.radial) + senders, receivers))
 
     def of_distances(self, radial: Float[Tensor, "slots radial"] | CubicWeights) -> Float[Tensor, "slots width"]:
         if isinstance(radial, CubicWeights):
             return look_up(self.table, radial)
-        return torch.addmm(self.mix.bias, self.gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features].T)
+        return torch.addmm(self.mix.bias, gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features].T)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -413,7 +410,6 @@ class GraphAttention(nn.Module):
         self.message = nn.Linear(3 * width, width)  # of attributes, slot and atoms
         self.norm = RMSNorm(width)
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.gelu = GELU()
 
     def of_atoms(self, x: Neighborhoods, atoms: Float[Tensor, "atoms width"]) -> list[Messages]:
         """What is done once per atom and not once per slot, for each block."""
@@ -429,12 +425,12 @@ class GraphAttention(nn.Module):
     def forward(self, block: Block, slots: Float[Tensor, "slots width"], atoms: Messages, own: bool) -> Float[Tensor, "rows width"]:
         """Updates of all slots, or of the atoms alone where ``own``."""
         attributes = self.norm_attributes(self.attributes(block, atoms.attributes_senders, atoms.attributes_receivers))
-        pair = self.gelu(block.over_slots(atoms.pair_senders, atoms.pair_receivers))
+        pair = gelu(block.over_slots(atoms.pair_senders, atoms.pair_receivers))
         # a concatenation would cost more than this: its second derivative fills and adds matrices of zeros
         of_attributes, of_slots, of_pair = (weight.T for weight in self.message.weight.split(slots.shape[1], dim=1))
         message = torch.addmm(self.message.bias, attributes, of_attributes)
-        message = torch.addmm(torch.addmm(message, self.gelu(self.slots(slots)), of_slots), pair, of_pair)
-        message = self.norm(self.gelu(message))
+        message = torch.addmm(torch.addmm(message, gelu(self.slots(slots)), of_slots), pair, of_pair)
+        message = self.norm(gelu(message))
         arguments = block.bias, block.groups, self.heads, self.parts, self.scale
         if not own:
             return self.out(neighbor_attention(self.query_key_value(message), block.legendre, *arguments))
@@ -448,7 +444,7 @@ class FeedForward(nn.Sequential):
     """Two linear layers with gelu between."""
 
     def __init__(self, width: int, multiple: int) -> None:
-        super().__init__(nn.Linear(width, multiple * width), GELU(), nn.Linear(multiple * width, width))
+        super().__init__(nn.Linear(width, multiple * width), nn.GELU(), nn.Linear(multiple * width, width))
 
 
 class Readout(nn.Module):
@@ -468,10 +464,9 @@ class Projection(nn.Module):
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
         self.linear, self.norm = nn.Linear(config.width * (config.layers + 1), config.width), RMSNorm(config.width)
-        self.gelu = GELU()
 
     def forward(self, readouts: Sequence[Float[Tensor, "rows width"]]) -> Float[Tensor, "rows width"]:
-        return self.norm(self.gelu(self.linear(torch.cat(list(readouts), dim=1))))
+        return self.norm(gelu(self.linear(torch.cat(list(readouts), dim=1))))
 
 
 class Output(nn.Module):

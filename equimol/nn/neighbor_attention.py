@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equimol.ops.function import Function
+
 
 def slot_indices(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int, own: bool) -> dict[str, Tensor]:
     """Slots: the neighbours of every atom as consecutive rows, atoms with equal numbers of them together.
@@ -105,7 +107,7 @@ def own_attention(
     return torch.cat(out)
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Function):
     """Attention of one group, and its weights: a result, so that the written-out derivative can be differentiated by PyTorch again.
 
     Of all it computes the weights alone are kept.

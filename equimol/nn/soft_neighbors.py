@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equimol.ops.function import Function
+
 
 class SoftNeighbors(NamedTuple):
     """Settings of the graph. Edges count with weight exp(-x^2 / (1 - x^2)) of their soft rank x < 1; see :meth:`ranks`."""
@@ -24,6 +26,10 @@ class SoftNeighbors(NamedTuple):
     def reach(self) -> float:
         """Å; an atom at this distance still counts in the rank of one at the cutoff."""
         return self.cutoff + math.pi * self.width
+
+    def step(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """From 0 to 1 as one atom becomes clearly farther than another."""
+        return smooth_step(x) if self.smooth else sine_step(x)
 
     def indices(
         self, distances: Float[Tensor, " edges"], receivers: Int[Tensor, " edges"], reverse: Int[Tensor, " edges"], atoms: int
@@ -74,8 +80,8 @@ class SoftNeighbors(NamedTuple):
         """
         padded = torch.cat([distances, distances.new_full((1,), 2 * self.reach + 100.0)])  # too far to count
         by_distance, candidates = padded[indices["nearest"]], padded[indices["candidates"]]
-        step = smooth_step if self.smooth else sine_step
-        ranks = step((candidates.unsqueeze(2) - by_distance.unsqueeze(1)) / self.width).sum(2) + step(candidates / self.width)
+        nearer = self.step((candidates.unsqueeze(2) - by_distance.unsqueeze(1)) / self.width)
+        ranks = nearer.sum(2) + self.step(candidates / self.width)
         here, there = ranks.flatten()[indices["ranks"]] / self.neighbors
         three = torch.stack([here, there, distances[indices["kept"]] / self.cutoff])
         return self.softness * torch.logsumexp(three / self.softness, dim=0)
@@ -93,7 +99,7 @@ def smooth_step(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return _Step.apply(x, 0)
 
 
-class _Step(torch.autograd.Function):
+class _Step(Function):
     """A derivative of the step, and as its own derivative the next: there are as many steps as pairs of neighbours."""
 
     @staticmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from equimol.ops.function import Function
 
 
 def dense(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -16,7 +17,7 @@ def dense(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return _Dense.apply(x)
 
 
-class _Dense(torch.autograd.Function):
+class _Dense(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.contiguous() if not x.is_contiguous() else x.view_as(x)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from equimol.ops.function import Function
+
 #: (arguments, constants, wanted) -> the derivatives of the form with respect to the arguments, None where not wanted
 Compute = Callable[[Sequence[Tensor | None], Sequence[Tensor], Sequence[bool]], Sequence[Tensor | None]]
 
@@ -23,7 +25,7 @@ def form_derivatives(
     return _Form.apply(compute, tuple(wanted), *arguments, *constants)
 
 
-class _Form(torch.autograd.Function):
+class _Form(Function):
     @staticmethod
     def forward(compute: Compute, wanted: tuple[bool, ...], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         arguments = [None if t is None else t.contiguous() for t in tensors[: len(wanted)]]

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equimol.ops.function import Function
 from equimol.ops.scatter import gather, scatter_sum
 
 
@@ -39,7 +40,7 @@ class Slots:
         return _Fill.apply(values, self.of_edge, self.atoms * self.width)
 
 
-class _Fill(torch.autograd.Function):
+class _Fill(Function):
     """Its derivative picks the slots of the edges, whose derivative fills again: any order, no sums."""
 
     @staticmethod
@@ -56,7 +57,7 @@ class _Fill(torch.autograd.Function):
         return _Pick.apply(grad, ctx.saved_tensors[0], ctx.size), None, None
 
 
-class _Pick(torch.autograd.Function):
+class _Pick(Function):
     @staticmethod
     def forward(values: Tensor, of_edge: Tensor, size: int) -> Tensor:
         return gather(values, of_edge)
