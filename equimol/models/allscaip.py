@@ -95,7 +95,7 @@ class AllScAIP(ConfiguredPotential):
         self.cutoff, self.hops = self.backbone.graph.reach, EVERYWHERE if config.all_to_all else 2 * config.layers + 1
         self.energy = Head(config, 1)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return slots_and_inputs(self.backbone.graph, graph)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
@@ -116,7 +116,7 @@ class AllScAIPDirect(Configured, DirectPotential):
         self.cutoff, self.hops = self.backbone.graph.reach, EVERYWHERE if config.all_to_all else 2 * config.layers + 1
         self.energy, self.forces = Head(config, 1), Head(config, 3)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return slots_and_inputs(self.backbone.graph, graph)
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
@@ -293,7 +293,7 @@ class Head(nn.Module):
 
 def slots_and_inputs(soft: SoftNeighbors, graph: AtomicGraph) -> dict[str, Tensor]:
     """Which edges count, the slots they get, the slots of their reverse edges; charges and spins."""
-    found = neighborhood_indices(soft, graph)
+    found = neighborhood_indices(soft, graph, group_cost=0.0)
     edge, kept = found["edge"], found["kept"]
     reverse = reverse_edges(graph.senders, graph.receivers, graph.shifts, len(graph.numbers))
     slot_of = torch.full((len(reverse),), -1, device=edge.device)

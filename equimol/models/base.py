@@ -28,6 +28,7 @@ class Potential(nn.Module, ABC):
     inputs: tuple[str, ...] = ()  # per-system inputs beyond the structure: "charge", "spin"
     outputs: tuple[str, ...] = ("energy", "forces", "stress", "energies")
     conservative: bool = True  # forces are the exact derivative of the energy
+    traceable: bool = False  # nothing but operations of tensors between `indices` and the energy: can be compiled
     config: Any
 
     @abstractmethod
@@ -94,29 +95,47 @@ class ConservativePotential(Potential):
             system: which system each atom belongs to.
         """
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
-        """Integer tensors derived from the graph (angles, segments): eager, without gradient. Most models need none."""
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        """Integer tensors derived from the graph (angles, segments): eager, without gradient. Most models need none.
+
+        ``uniform``: of such shapes that the same operations serve every graph, as tracing wants, if need be by padding.
+        """
         return {}
+
+    def energies_and_slope(
+        self, displacements: Float[Tensor, "edges 3"], *others, create_graph: bool
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "edges 3"]]:
+        """Energies in float64 and the derivative of their sum with respect to the displacements."""
+        with torch.enable_grad():
+            displacements = displacements.detach().requires_grad_()
+            energies, _ = self.atomic_energies(displacements, *others)
+            energies = energies.double()
+            (slope,) = torch.autograd.grad(
+                energies.sum(), displacements, create_graph=create_graph, allow_unused=True, materialize_grads=True
+            )
+        return energies, slope
 
     def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("forces are derivatives, which torch.inference_mode() forbids; use torch.no_grad() or nothing")
         self.check_elements(graph.numbers)
-        with torch.enable_grad():
-            displacements = graph.displacements().detach().requires_grad_()
-            energies, _ = self.atomic_energies(
-                displacements, graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
-            )
-            energies = energies.double()
-            (slope,) = torch.autograd.grad(
-                energies.sum(), displacements, create_graph=self.training, allow_unused=True, materialize_grads=True
-            )
+        displacements = graph.displacements().detach()
+        others = graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system
+        energies, slope = self.energies_and_slope(displacements, *others, create_graph=self.training)
+        return self.results(graph, displacements, energies if self.training else energies.detach(), slope)
+
+    def results(
+        self,
+        graph: AtomicGraph,
+        displacements: Float[Tensor, "edges 3"],
+        energies: Float[Tensor, " atoms"],
+        slope: Float[Tensor, "edges 3"],
+    ) -> dict[str, Tensor]:
+        """What :meth:`forward` gives, from energies of atoms and their slope."""
         atoms, systems = len(graph.numbers), len(graph.cell)
-        if not self.training:
-            energies = energies.detach()
         # r_e = x_sender - x_receiver: the energy falls along -slope for the sender and along +slope for the receiver
         forces = scatter_sum(slope, graph.receivers, atoms) - scatter_sum(slope, graph.senders, atoms)
-        virial = scatter_sum(slope[:, :, None] * displacements.detach()[:, None], graph.system[graph.receivers], systems)
+        virial = scatter_sum(slope[:, :, None] * displacements[:, None], graph.system[graph.receivers], systems)
         volume = _volume(graph)
         meaningful = (volume > 0) & graph.pbc.any(1)
         stress = (virial + virial.mT) / (2 * torch.where(meaningful, volume, 1))[:, None, None]
@@ -150,8 +169,8 @@ class DirectPotential(Potential):
     ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms 3"]] | tuple[Tensor, Tensor, Float[Tensor, "systems 3 3"]]:
         """Energies and forces of atoms, and stress where it is predicted; arguments as those of ``ConservativePotential``."""
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
-        """Integer tensors derived from the graph: eager, without gradient."""
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        """Integer tensors derived from the graph: eager, without gradient; see ``ConservativePotential``."""
         return {}
 
     def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:

@@ -22,9 +22,10 @@ class Sum(ConservativePotential):
         self.cutoff, self.hops = max(m.cutoff for m in members), max(m.hops for m in members)
         self.elements = tuple(sorted(set.intersection(*(set(m.elements) for m in members))))
         self.inputs = tuple(dict.fromkeys(name for m in members for name in m.inputs))
+        self.traceable = all(m.traceable for m in members)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
-        return {f"{n}.{key}": value for n, m in enumerate(self.members) for key, value in m.indices(graph).items()}
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        return {f"{n}.{key}": value for n, m in enumerate(self.members) for key, value in m.indices(graph, uniform).items()}
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         total, features = 0, None
@@ -57,11 +58,12 @@ class _Shift(Potential):
             raise ValueError(f"references must name every element of the model, got none for {missing}; give their energies in eV")
         self.inner, self.scale, self.shift = inner, float(scale), float(shift)
         self.cutoff, self.hops, self.elements, self.inputs = inner.cutoff, inner.hops, inner.elements, inner.inputs
+        self.traceable = inner.traceable
         # a plain attribute: as a buffer it would follow .float() and lose the totals' digits
         self._table = torch.tensor([self.references.get(z, 0.0) + self.shift for z in range(max(self.references) + 1)], dtype=torch.float64)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
-        return self.inner.indices(graph)
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        return self.inner.indices(graph, uniform)
 
     def _totals(self, numbers: Tensor, energies: Tensor) -> Tensor:
         return self._table.to(numbers.device)[numbers] + self.scale * energies.double()

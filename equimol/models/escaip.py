@@ -16,12 +16,13 @@ from torch.nn.functional import gelu
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
-from equimol.nn.neighbor_attention import by_group, legendre_polynomials, neighbor_attention, own_attention, slot_indices
+from equimol.nn.neighbor_attention import Groups, by_group, legendre_polynomials, neighbor_attention, own_attention, slot_indices
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
 from equimol.ops import gather
 
 BLOCK_NUMBERS = 2**19  # of a feature of a block of slots: two megabytes in float32, which products of matrices want and caches hold
+GROUP_COST = 24.0  # slots that take as long as another group of atoms with equally many neighbours
 NOTHING = 1e-20  # Gaussians below are zero: processors take a hundred times longer for products with numbers near the smallest
 ORDER_FLOOR = 1e-6  # below the square root of bond-orientational orders
 
@@ -83,13 +84,13 @@ class Block(NamedTuple):
     """Some atoms with their slots, so few that what a layer makes of them stays in the cache."""
 
     atoms: slice  # as their slots stand
-    groups: list[list[int]]  # [n, m]: n atoms with m slots each, one after the other
+    groups: Groups
     radial: Float[Tensor, "slots radial"] | CubicWeights
     legendre: list[Float[Tensor, "atoms degrees m m"]]  # by group
     bias: list[Float[Tensor, "atoms 1 m"]]
 
     @property
-    def slots(self) -> int:
+    def slots(self) -> int | torch.SymInt:
         return sum(many * size for many, size in self.groups)
 
     def over_slots(self, values: Float[Tensor, "slots width"], of_atoms: Float[Tensor, "atoms width"]) -> Float[Tensor, "slots width"]:
@@ -127,6 +128,7 @@ class EScAIP(ConfiguredPotential):
     """Energies of order one from a graph. Not yet total energies: wrap it in ``Shifted`` (``build_model`` does)."""
 
     name = "escaip"
+    traceable = True
 
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
@@ -137,8 +139,8 @@ class EScAIP(ConfiguredPotential):
         self.backbone = Backbone(config, edges=False)
         self.energy = Output(config, 1)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
-        return neighborhood_indices(self.graph, graph)
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        return neighborhood_indices(self.graph, graph, math.inf if uniform else GROUP_COST)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         neighborhoods = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
@@ -168,8 +170,8 @@ class EScAIPDirect(Configured, DirectPotential):
         self.force_direction = Output(config, 1 if config.smooth else 3)
         self.force_magnitude = Output(config, 1)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
-        return neighborhood_indices(self.graph, graph)
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        return neighborhood_indices(self.graph, graph, math.inf if uniform else GROUP_COST)
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
         x = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
@@ -233,13 +235,17 @@ class Backbone(nn.Module):
         envelope = log_envelope(graph.ranks(distances, indices))
         distances, vectors = distances[kept], displacements[kept]
 
-        def of_slots(values: Tensor) -> Tensor:
+        def of_slots(values: Tensor, empty: float = 0.0) -> Tensor:
             """A row per slot; zero for the atom itself."""
-            return gather(torch.cat([values.new_zeros(1, *values.shape[1:]), values]), edge)
+            one = (1, *values.shape[1:])
+            return gather(torch.cat([values.new_zeros(one), values, values.new_full(one, empty)]), edge)
 
-        edge, order, place, groups = indices["edge"], indices["order"], indices["place"], indices["groups"].tolist()
-        lengths, directions, envelope = of_slots(distances), of_slots(vectors / distances[:, None]), of_slots(envelope)
-        cut = blocks_of(groups, max(1, BLOCK_NUMBERS // config.width))
+        edge, order, place = indices["edge"].flatten(), indices["order"], indices["place"]
+        lengths, directions, envelope = of_slots(distances), of_slots(vectors / distances[:, None]), of_slots(envelope, -math.inf)
+        if "groups" in indices:
+            cut = blocks_of(indices["groups"].tolist(), max(1, BLOCK_NUMBERS // config.width))
+        else:
+            cut = [(slice(None), [list(indices["edge"].shape)])]
         sizes = [sum(many * size for many, size in part) for _, part in cut]
         log_weights = envelope.to(dtype)
         if self.frozen and dtype != torch.float64:
@@ -275,7 +281,7 @@ class Backbone(nn.Module):
         By the addition theorem a double mean of P_l(cos jk).
         """
         lmax = self.config.order_lmax
-        weights = torch.exp(log_envelope) if self.config.smooth else torch.ones_like(log_envelope)
+        weights = torch.exp(log_envelope) if self.config.smooth else (log_envelope > -math.inf).to(log_envelope.dtype)
         shares = weights / (weights.sum(1, keepdim=True) + 1)
         pairs = (shares[:, :, None] * shares[:, None]).flatten(1)
         squares = torch.matmul(polynomials[:, :lmax].flatten(2), pairs[:, :, None])[..., 0]
@@ -490,14 +496,19 @@ def soft_neighbors(config: EScAIPConfig) -> SoftNeighbors:
     return SoftNeighbors(config.cutoff, config.neighbors, config.rank_width, config.softness, config.smooth)
 
 
-def neighborhood_indices(soft: SoftNeighbors, graph: AtomicGraph) -> dict[str, Tensor]:
-    """Which edges count, and the slots they get."""
+def neighborhood_indices(soft: SoftNeighbors, graph: AtomicGraph, group_cost: float) -> dict[str, Tensor]:
+    """Which edges count, and the slots they get; ``edge`` [atoms, m] instead of groups if ``group_cost`` is infinite."""
     with torch.no_grad():
         distances = graph.displacements().norm(dim=-1)
         atoms = len(graph.numbers)
         reverse = reverse_edges(graph.senders, graph.receivers, graph.shifts, atoms)
         found = soft.indices(distances, graph.receivers, reverse, atoms)
-        return found | slot_indices(graph.senders[found["kept"]], graph.receivers[found["kept"]], atoms, own=True)
+        senders, receivers = graph.senders[found["kept"]], graph.receivers[found["kept"]]
+        slots = slot_indices(senders, receivers, atoms, own=True, group_cost=group_cost)
+        if group_cost == math.inf:
+            (many, size), *_ = slots.pop("groups").tolist() or [[0, 1]]
+            slots["edge"] = slots["edge"].reshape(many, size)
+        return found | slots
 
 
 def blocks_of(groups: Sequence[Sequence[int]], rows: int) -> list[tuple[slice, list[list[int]]]]:

@@ -78,7 +78,7 @@ class EScAIPV1(ConfiguredPotential):
         self.backbone = BackboneV1(config, edges=False)
         self.energy = OutputV1(config, 1)
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return nearest_indices(self.config, graph)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
@@ -101,7 +101,7 @@ class EScAIPV1Direct(Configured, DirectPotential):
             self.outputs = (*self.outputs, "stress")
             self.stress_isotropic, self.stress_anisotropic = (OutputV1(config, 1) for _ in range(2))
 
-    def indices(self, graph: AtomicGraph) -> dict[str, Tensor]:
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return nearest_indices(self.config, graph)
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from ase.data import covalent_radii
+from torch import Tensor
 
+from equimol.data.graph import AtomicGraph
 from equimol.models.base import ConfiguredPotential
 from equimol.nn.radial import polynomial_envelope
 from equimol.o3 import Table
@@ -46,6 +48,7 @@ class ZBL(ConfiguredPotential):
     """
 
     name = "zbl"
+    traceable = True
     hops = 1
 
     def __init__(self, config: ZBLConfig) -> None:
@@ -59,14 +62,20 @@ class ZBL(ConfiguredPotential):
         present = torch.tensor(self.elements)
         self.cutoff = float(reach[present][:, present].max())
 
+    def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+        """The edges that are short enough, of the many that are not; all where ``uniform``."""
+        squares = graph.displacements().detach().square().sum(-1)
+        reach = self._reach(squares)[graph.numbers[graph.senders], graph.numbers[graph.receivers]]
+        return {"near": torch.nonzero((squares < reach * reach) | uniform)[:, 0]}
+
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
-        reach = self._reach(displacements.double())[numbers[senders], numbers[receivers]]
-        near = torch.nonzero(displacements.detach().square().sum(-1) < reach * reach)[:, 0]
+        near = indices["near"]
         i, j = receivers[near], senders[near]
+        reach = self._reach(displacements.double())[numbers[j], numbers[i]]
         distance = displacements[near].double().norm(dim=-1)
         zi, zj = numbers[i].double(), numbers[j].double()
         x = distance * (zi**0.23 + zj**0.23) / 0.46850
         screening = sum(c * torch.exp(-b * x) for c, b in zip(FACTORS, EXPONENTS, strict=True))
-        pair = COULOMB * zi * zj / distance * screening * polynomial_envelope(distance / reach[near], 1.0, self.config.envelope_order)
-        energies = scatter_sum(0.5 * pair, i, len(numbers))
+        pair = COULOMB * zi * zj / distance * screening * polynomial_envelope(distance / reach, 1.0, self.config.envelope_order)
+        energies = scatter_sum(0.5 * pair, i, numbers.shape[0])
         return energies, energies[:, None]

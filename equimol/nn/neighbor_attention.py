@@ -10,8 +10,12 @@ from torch import Tensor
 
 from equimol.ops.function import Function
 
+Groups = Sequence[Sequence[int | torch.SymInt]]  # [n, m]: n atoms with m slots each, one after the other; symbols while being traced
 
-def slot_indices(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int, own: bool) -> dict[str, Tensor]:
+
+def slot_indices(
+    senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int, own: bool, group_cost: float = 0.0
+) -> dict[str, Tensor]:
     """Slots: the neighbours of every atom as consecutive rows, atoms with equal numbers of them together.
 
     A group of atoms with m slots each is then a view [atoms, m, ...] of all per-slot features.
@@ -19,20 +23,25 @@ def slot_indices(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"
     Args:
         receivers: ascending.
         own: begin with a slot of the atom itself; otherwise only an atom without neighbours has that one.
+        group_cost: as many empty slots as a group may cost are added to make it one with the next: none, or with ``inf`` all one group.
 
     Returns:
-        For each slot its ``edge`` plus one (0: the atom itself), ``receiver`` and ``sender``; for each atom the ``first`` slot and its
-        ``place`` among the atoms as their slots stand, which ``order`` lists; and ``groups`` [n, 2], how many atoms have how many slots.
+        For each slot its ``edge`` plus one (0: the atom itself; the number of edges plus one: none), ``receiver`` and ``sender`` (of an
+        empty slot the atom itself); for each atom the ``first`` slot and its ``place`` among the atoms as their slots stand, which
+        ``order`` lists; and ``groups`` [n, 2], how many atoms have how many slots.
     """
     counts = torch.bincount(receivers, minlength=atoms)
     extra = torch.ones_like(counts) if own else (counts == 0).long()
     sizes, order = torch.sort(counts + extra, stable=True)
+    size, which, many = torch.unique_consecutive(sizes, return_inverse=True, return_counts=True)
+    sizes = sizes.new_tensor(_fewer(size.tolist(), many.tolist(), group_cost))[which]
     first = torch.empty_like(order)
     first[order] = torch.cumsum(sizes, 0) - sizes
     place = torch.arange(len(receivers), device=receivers.device) - (torch.cumsum(counts, 0) - counts)[receivers]
     slot = (first + extra)[receivers] + place
     receiver = torch.repeat_interleave(order, sizes)
-    edge, sender = torch.zeros_like(receiver), receiver.clone()
+    edge, sender = torch.full_like(receiver, len(receivers) + 1), receiver.clone()
+    edge[first[extra > 0]] = 0
     edge[slot] = torch.arange(1, len(receivers) + 1, device=receivers.device)
     sender[slot] = senders
     size, many = torch.unique_consecutive(sizes, return_counts=True)
@@ -40,7 +49,17 @@ def slot_indices(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"
     return slots | {"order": order, "place": torch.argsort(order), "groups": torch.stack([many, size], 1)}
 
 
-def by_group(x: Float[Tensor, "slots ..."], groups: Sequence[Sequence[int]]) -> list[Tensor]:
+def _fewer(sizes: list[int], many: list[int], group_cost: float) -> list[int]:
+    """What each of the ascending sizes becomes: a larger one, as long as the empty slots this takes are not more than ``group_cost``."""
+    becomes, start = [], 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or sum(many[start:end]) * (sizes[end] - sizes[end - 1]) > group_cost:
+            becomes += [sizes[end - 1]] * (end - start)
+            start = end
+    return becomes
+
+
+def by_group(x: Float[Tensor, "slots ..."], groups: Groups) -> list[Tensor]:
     """Views [atoms, m, ...] of the rows of each group of atoms."""
     if len(groups) == 1:
         return [x.unflatten(0, (groups[0][0], groups[0][1]))]  # the derivative of a split is a copy
@@ -48,7 +67,7 @@ def by_group(x: Float[Tensor, "slots ..."], groups: Sequence[Sequence[int]]) -> 
     return [part.unflatten(0, (many, size)) for part, (many, size) in zip(parts, groups, strict=True)]
 
 
-def legendre_products(harmonics: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> list[Tensor]:
+def legendre_products(harmonics: Sequence[Tensor], groups: Groups) -> list[Tensor]:
     """Y_l(j).Y_l(k) of each group for l = 1, 2, ..., [atoms, degrees, m, m], from harmonics [slots, 2l+1] divided by sqrt(2l+1).
 
     That is P_l of the cosine of the angle between two neighbours, and 0 where a slot has no direction.
@@ -69,7 +88,7 @@ def neighbor_attention(
     query_key_value: Float[Tensor, "slots three_widths"],
     legendre: Sequence[Tensor | None],  # of each group [atoms, degrees - 1, m, m]; None where there is but degree 0
     bias: Sequence[Tensor],  # of each group [atoms, m or 1, m]
-    groups: Sequence[Sequence[int]],
+    groups: Groups,
     heads: int,
     parts: Sequence[int],
     scale: float,
@@ -91,7 +110,7 @@ def own_attention(
     query: Float[Tensor, "atoms width"],
     key_value: Float[Tensor, "slots two_widths"],
     bias: Sequence[Tensor],  # of each group [atoms, 1, m]
-    groups: Sequence[Sequence[int]],
+    groups: Groups,
     heads: int,
     parts: Sequence[int],
     scale: float,
@@ -100,10 +119,10 @@ def own_attention(
     out, start = [], 0
     for x, b in zip(by_group(key_value, groups), bias, strict=True):
         k, v = x.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        q = query[start : start + len(k)].unflatten(-1, (1, heads, -1)).transpose(1, 2)[..., : parts[0]] * scale
+        q = query[start : start + k.shape[0]].unflatten(-1, (1, heads, -1)).transpose(1, 2)[..., : parts[0]] * scale
         logits = torch.matmul(q, k[..., : parts[0]].mT) + b.unsqueeze(1)
         out.append(torch.matmul(torch.softmax(logits, -1), v).flatten(1))
-        start += len(k)
+        start += k.shape[0]
     return torch.cat(out)
 
 

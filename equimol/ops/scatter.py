@@ -1,10 +1,11 @@
 """Sums over the edges of an atom, and their adjoint."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def scatter_sum(values: Float[Tensor, "n ..."], index: Int[Tensor, " n"], size: int) -> Float[Tensor, "size ..."]:
+def scatter_sum(values: Float[Tensor, "n ..."], index: Int[Tensor, " n"], size: int | torch.SymInt) -> Float[Tensor, "size ..."]:
     """Sum of the rows of ``values`` that share an ``index``. A row that nobody names is zero, not missing.
 
     Args:

@@ -78,6 +78,8 @@ def train_step_seconds(
     The first two steps are not counted; then 3 to 300 steps are, within `limit` seconds.
     """
     module = TrainingModule(copy.deepcopy(model), weights, config, total_steps=100).train()
+    if config.compile:
+        module.compile_model(graphs)
     optimizer, device = make_optimizer(module.model, config), next(module.parameters()).device
     times: list[float] = []
     begin = time.perf_counter()
@@ -120,16 +122,18 @@ def _by_time(config, data, weights, build, candidates, per_epoch, started) -> tu
     chosen = ()
     for preset in candidates:
         model = build(preset)
+        begin = time.monotonic()
         step_seconds = train_step_seconds(model, data.graphs["train"], weights, config, limit=_timing_seconds(budget))
+        compiling = time.monotonic() - begin if config.compile else 0.0  # at most so long once more, when training begins
         frame_seconds = evaluation_seconds(model, data.graphs["train"], config.batch)
-        steps, _ = _steps_in(budget, budget - (time.monotonic() - started), step_seconds, frame_seconds, data, per_epoch)
+        steps, _ = _steps_in(budget, budget - (time.monotonic() - started) - compiling, step_seconds, frame_seconds, data, per_epoch)
         enough = steps >= ENOUGH_EPOCHS.get(preset, 0) * min(per_epoch, 200)
         if not chosen or enough:
-            chosen = (preset, step_seconds, frame_seconds)
+            chosen = (preset, step_seconds, frame_seconds, compiling)
         if not enough:
             break
-    preset, step_seconds, frame_seconds = chosen
-    left = budget - (time.monotonic() - started)  # less than when it was timed, if a larger one was tried since
+    preset, step_seconds, frame_seconds, compiling = chosen
+    left = budget - (time.monotonic() - started) - compiling  # less than when it was timed, if a larger one was tried since
     return preset, *_steps_in(budget, left, step_seconds, frame_seconds, data, per_epoch), step_seconds
 
 

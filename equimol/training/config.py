@@ -48,7 +48,7 @@ class TrainConfig:
     loss: Annotated[dict, "weight of each property; auto: on where there are labels"] = field(
         default_factory=lambda: {"energy": 1.0, "forces": 10.0, "stress": "auto"}
     )
-    loss_function: Annotated[Literal["mse", "huber"], "of the errors, per property"] = "mse"
+    loss_function: Annotated[Literal["mse", "huber", "mae"], "of the errors, per property; mae: of forces, the lengths"] = "mse"
     batch: Annotated[int | Literal["auto"], "frames per step; auto: about 50 atoms, one to five frames"] = "auto"
     learning_rate: Annotated[float, "largest one; warms up linearly, then falls to zero along a cosine"] = 0.01
     warmup: Annotated[int, "steps; at most a tenth of the run"] = 100
@@ -60,6 +60,7 @@ class TrainConfig:
     validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times and a tenth of the time"] = "auto"
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
     workers: Annotated[int, "processes that assemble batches"] = 0
+    compile: Annotated[bool, "train through a compiled program: minutes to begin with, then steps that take half the time (escaip)"] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
     out: Annotated[str, "folder of the run"] = "runs/first"
     resume: Annotated[bool | Literal["auto"], "continue the run in that folder with the settings stored there; auto: if there is one"] = (

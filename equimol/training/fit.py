@@ -66,6 +66,8 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
     model = make_model(config, preset, elements or [1])
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(_learning_models())}")
+    if config.compile and not model.traceable:
+        raise ValueError(f"compile must be false for {config.model}, which cannot be compiled yet; escaip can")
     for name, weight in config.loss.items():
         if name not in model.outputs and weight not in ("auto", 0):
             given = ", ".join(output for output in model.outputs if output in PROPERTIES)
@@ -211,6 +213,9 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     if config.start and not checkpoint:
         take_weights(model, config.start)
     module = TrainingModule(model, weights, config, config.steps)
+    if config.compile and start < config.steps:
+        print("compiling, which may take some minutes", flush=True)
+        module.to(find_device(config.device)).train().compile_model(data.graphs["train"])
     sampler = StepSampler(len(data.graphs["train"]), config.batch, config.seed, config.steps, start)
     validation = ordered_loader(data.graphs["valid"], config.batch) if data.graphs["valid"] else None
     log = RunLog(folder, config.steps, config.validate_every, sampler.steps_per_epoch, validation is not None, time.monotonic() - started)

@@ -6,7 +6,8 @@
 - forces: error in eV/Å; one entry per component of every atom of a labelled system that is not held in place
 - stress: error in eV/Å³; nine entries per labelled system
 
-φ(e) = e² (mse), or e² up to |e| = δ and straight beyond (huber, δ = 0.01 in the unit of the error).
+φ(e) = e² (mse), or e² up to |e| = δ and straight beyond (huber, δ = 0.01 in the unit of the error), or |e| (mae); mae takes the length of
+the error of a force, one entry per atom, as OC20 and fairchem-core do.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,14 @@ EXTENSIVE = ("energy",)  # grows with the number of atoms: its error counts per 
 HUBER_DELTA = 0.01
 
 
+def _huber(error: Tensor) -> Tensor:
+    size = error.abs()
+    return torch.where(size <= HUBER_DELTA, error.square(), HUBER_DELTA * (2 * size - HUBER_DELTA))
+
+
+PENALTIES = {"mse": torch.square, "huber": _huber, "mae": torch.abs}
+
+
 def loss_terms(prediction: Mapping[str, Tensor], graph: Any, names: Iterable[str], function: str = "mse") -> dict[str, Float[Tensor, ""]]:
     """The mean of φ(error) per property, without weights. A property without any label in the batch gives zero."""
     terms = {}
@@ -30,7 +39,9 @@ def loss_terms(prediction: Mapping[str, Tensor], graph: Any, names: Iterable[str
         error, labelled = property_error(name, prediction[name], graph)
         if name in EXTENSIVE:
             error = error / atoms_per_system(graph).to(error.dtype)
-        penalty = error.square() if function == "mse" else _huber(error)
+        if name == "forces" and function == "mae":
+            error = error.norm(dim=-1)
+        penalty = PENALTIES[function](error)
         entries = labelled.sum() * (error[0].numel() if error.ndim > 1 else 1)
         terms[name] = penalty.sum() / entries.clamp(min=1)
     return terms
@@ -76,11 +87,6 @@ def resolve_weights(
             f" (weights {dict(weights)}); name the keys of the file with keys.energy=..., keys.forces=..."
         )
     return resolved
-
-
-def _huber(error: Tensor) -> Tensor:
-    size = error.abs()
-    return torch.where(size <= HUBER_DELTA, error.square(), HUBER_DELTA * (2 * size - HUBER_DELTA))
 
 
 def _volume(frame: Any) -> float:

@@ -2,13 +2,16 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Batch
 
 from equimol.data.properties import PROPERTIES
+from equimol.models.compiled import Compiled
 from equimol.training.config import TrainConfig
 from equimol.training.loss import loss_terms
 from equimol.training.metrics import ErrorSums
@@ -26,6 +29,7 @@ class TrainingModule(pl.LightningModule):
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.settings, self.total_steps = config, total_steps
+        self.compiled: Compiled | None = None
         self.terms: dict[str, Tensor] = {}  # of the latest step, unweighted and detached
         self.valid_errors = ErrorSums()
 
@@ -35,8 +39,15 @@ class TrainingModule(pl.LightningModule):
         self.averaged.eval()
         return self
 
+    def compile_model(self, graphs: Sequence[Any]) -> None:
+        """Trains through a compiled program from now on. Graphs of frames serve as examples."""
+        device, batch = next(self.model.parameters()).device, self.settings.batch
+        # the second smaller, so that the program is checked with other sizes
+        parts = graphs[:batch], graphs[batch : 2 * batch - 1] or graphs[:1]
+        self.compiled = Compiled(self.model, [Batch.from_data_list(list(part)).to(device) for part in parts])
+
     def training_step(self, graph: Any, batch_idx: int = 0) -> Tensor:
-        terms = loss_terms(self.model(graph), graph, self.weights, self.settings.loss_function)
+        terms = loss_terms((self.compiled or self.model)(graph), graph, self.weights, self.settings.loss_function)
         loss = sum(self.weights[name] * term for name, term in terms.items())
         self.terms = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
         return loss

@@ -54,6 +54,16 @@ def test_huber_is_quadratic_for_small_errors_and_linear_for_large_ones():
     assert loss_terms(zeros(graph), graph, ["energy"], "huber")["energy"].item() == pytest.approx((small + large) / 2)
 
 
+def test_mae_takes_the_lengths_of_errors_of_forces():
+    graph = batch(frame(2, energy=4.0, forces=True), frame(4, energy=-4.0))
+    prediction = zeros(graph)
+    terms = loss_terms(prediction, graph, ["energy", "forces"], "mae")
+    assert terms["energy"].item() == pytest.approx((2.0 + 1.0) / 2)
+    assert terms["forces"].item() == pytest.approx(3**0.5)  # each component is one
+    sum(terms.values()).backward()
+    assert torch.isfinite(prediction["forces"].grad).all()  # also where the error is zero
+
+
 def test_stress_is_on_by_itself_where_there_are_labels():
     weights = {"energy": 1.0, "forces": 10.0, "stress": "auto"}
     assert resolve_weights(weights, [frame(2, energy=1.0, forces=True)]) == {"energy": 1.0, "forces": 10.0, "stress": 0.0}

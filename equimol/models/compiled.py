@@ -1,0 +1,79 @@
+"""A conservative model as one compiled program of energies and their slope, in training too, for graphs of any sizes.
+
+PyTorch's compiler has no second derivatives, which training on forces needs. So the first is traced into the program (``make_fx``), and
+the compiler differentiates that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental import _config as fx_config
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from equimol.data.graph import AtomicGraph
+from equimol.models.base import ConservativePotential
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of energies and forces relative to the largest, compiled next to eager
+
+
+class Compiled:
+    """Gives what the model itself gives for a graph, and follows its weights.
+
+    Compilation takes a minute or more, once for all sizes, and on a CPU needs a C++ compiler.
+
+    Args:
+        model: stays as it is, and is called without its Python code from now on.
+        examples: at least two graphs of different sizes, on which the program is checked.
+
+    Raises:
+        ValueError: the model cannot be traced, or the program gives other numbers.
+    """
+
+    def __init__(self, model: ConservativePotential, examples: Sequence[AtomicGraph]) -> None:
+        if not getattr(model, "traceable", False):
+            raise ValueError("this model cannot be compiled: of the models in MODELS, escaip can")
+        self.model = model
+        self.program = torch.compile(trace(model, examples[0]), dynamic=True)
+        for graph in examples:
+            self._check(graph)
+
+    def __call__(self, graph: AtomicGraph) -> dict[str, Tensor]:
+        self.model.check_elements(graph.numbers)
+        arguments = _arguments(self.model, graph)
+        energies, slope = self.program(*arguments)
+        return self.model.results(graph, arguments[0], energies, slope)
+
+    def _check(self, graph: AtomicGraph) -> None:
+        ours, plain = self(graph), self.model(graph)
+        for name in ("energies", "forces"):
+            error = float((ours[name] - plain[name]).detach().abs().max())
+            if not error <= TOLERANCE[self.model.dtype] * (1 + float(plain[name].detach().abs().max())):
+                raise ValueError(f"the compiled program differs from the model by {error:.1e} in {name}; train without compile")
+
+
+def trace(model: ConservativePotential, graph: AtomicGraph) -> fx.GraphModule:
+    """Atomic energies and their slope with respect to displacements, as a graph of PyTorch's operations for any sizes.
+
+    It holds the parameters themselves, and can be differentiated with respect to them.
+    """
+
+    def energies_and_slope(displacements: Tensor, *others):
+        return model.energies_and_slope(displacements, *others, create_graph=True)
+
+    with fx_config.patch(use_duck_shape=False):  # equal sizes of the example are a coincidence
+        traced = make_fx(energies_and_slope, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*_arguments(model, graph))
+    for node in list(traced.graph.nodes):
+        if node.target == torch.ops.aten.detach.default:  # autograd's own, of what it saves: they would cut second derivatives
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
+
+
+def _arguments(model: ConservativePotential, graph: AtomicGraph) -> tuple:
+    indices = model.indices(graph, uniform=True)
+    return graph.displacements().detach(), graph.numbers, graph.senders, graph.receivers, indices, graph.system

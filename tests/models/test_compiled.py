@@ -1,0 +1,68 @@
+"""A traced and a compiled model against the model itself."""
+
+import pytest
+import torch
+from torch_geometric.data import Batch
+
+from equimol.data.graph import AtomicGraph
+from equimol.models import build_model
+from equimol.models.compiled import Compiled, trace
+from equimol.testing import example_structures
+
+SETTINGS = {"width": 8, "layers": 1, "heads": 1, "legendre": (4, 2, 2), "radial_basis": 8, "radial_width": 8, "element_width": 4}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model("escaip", elements=[1, 6, 8], neighbors=5, **SETTINGS).double().train()
+
+
+def batches(model):
+    """Of different numbers of structures, atoms and neighbours, an atom alone among them."""
+    graphs = [AtomicGraph.build(**structure, cutoff=model.cutoff) for structure in example_structures(model.elements)]
+    return [Batch.from_data_list([graphs[n] for n in some]) for some in ((0, 1), (1, 0, 2, 3), (2, 2, 2), (0,), (1, 1))]
+
+
+def with_gradients(model, results):
+    """Energies, forces and what a loss of both makes of the weights."""
+    model.zero_grad()
+    (results["energy"].square().sum() + results["forces"].square().sum()).backward()
+    return [results["energies"].detach(), results["forces"].detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def test_a_traced_model_serves_graphs_of_any_size(model):
+    """Second derivatives included, and with weights that were changed since."""
+    first, *others = batches(model)
+    traced = trace(model, first)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.1)
+    compiled = Compiled.__new__(Compiled)
+    compiled.model, compiled.program = model, traced
+    for graph in (first, *others):
+        for mine, plain in zip(with_gradients(model, compiled(graph)), with_gradients(model, model(graph)), strict=True):
+            torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_one_compilation_serves_graphs_of_any_size(model):
+    first, *others = batches(model)
+    compiled = Compiled(model, [first, others[0]])
+    with_gradients(model, compiled(first))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for graph in (first, *others):
+            for mine, plain in zip(with_gradients(model, compiled(graph)), with_gradients(model, model(graph)), strict=True):
+                torch.testing.assert_close(mine, plain, rtol=1e-8, atol=1e-8)
+
+
+def test_a_program_that_gives_other_numbers_is_refused(model):
+    compiled = Compiled.__new__(Compiled)
+    compiled.model, compiled.program = model, lambda *arguments: (torch.zeros(14), torch.zeros_like(arguments[0]))
+    with pytest.raises(ValueError, match="the compiled program differs from the model by .* in energies; train without compile"):
+        compiled._check(batches(model)[0])
+
+
+def test_models_that_cannot_be_traced_say_so():
+    model = build_model("mace", elements=[1])
+    with pytest.raises(ValueError, match="this model cannot be compiled"):
+        Compiled(model, [])
