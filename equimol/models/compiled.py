@@ -75,5 +75,7 @@ def trace(model: ConservativePotential, graph: AtomicGraph) -> fx.GraphModule:
 
 
 def _arguments(model: ConservativePotential, graph: AtomicGraph) -> tuple:
-    indices = model.indices(graph, uniform=True)
-    return graph.displacements().detach(), graph.numbers, graph.senders, graph.receivers, indices, graph.system
+    """All by themselves in memory: a program is compiled for strides, and for what a view is a view of."""
+    indices = {name: values.clone(memory_format=torch.contiguous_format) for name, values in model.indices(graph, uniform=True).items()}
+    others = (values.clone() for values in (graph.numbers, graph.senders, graph.receivers))
+    return graph.displacements().detach(), *others, indices, graph.system.clone()
