@@ -51,8 +51,8 @@ _ESCAIP_V1_PRESETS: dict[str, dict[str, Any]] = {  # the others are as published
 }
 MODELS: dict[str, ModelEntry] = {
     "mace": ModelEntry(MACE, MACEConfig, MACE_PRESETS),
-    "escaip": ModelEntry(EScAIP, EScAIPConfig, ESCAIP_PRESETS, {"cutoff": 6.0}),  # as published
-    "escaip_direct": ModelEntry(EScAIPDirect, EScAIPConfig, ESCAIP_PRESETS, {"cutoff": 6.0}),
+    "escaip": ModelEntry(EScAIP, EScAIPConfig, ESCAIP_PRESETS, {"cutoff": 6.0, "learning_rate": 2e-3}),  # cutoff as published
+    "escaip_direct": ModelEntry(EScAIPDirect, EScAIPConfig, ESCAIP_PRESETS, {"cutoff": 6.0, "learning_rate": 2e-3}),
     "escaip_v1": ModelEntry(EScAIPV1, EScAIPV1Config, _ESCAIP_V1_PRESETS),
     "escaip_v1_direct": ModelEntry(EScAIPV1Direct, EScAIPV1Config, _ESCAIP_V1_PRESETS),
     "allscaip": ModelEntry(AllScAIP, AllScAIPConfig, ALLSCAIP_PRESETS),

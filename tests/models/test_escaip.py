@@ -1,10 +1,16 @@
 """EScAIP: the laws of a potential, smoothness, published sizes."""
 
+import ase
 import numpy as np
 import pytest
 import torch
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.units import fs
 
 from equimol.data.graph import AtomicGraph
+from equimol.interfaces.ase import EquiMolCalculator
+from equimol.models import build_model
 from equimol.models.escaip import PRESETS, EScAIP, EScAIPConfig, EScAIPDirect, blocks_of
 from equimol.models.escaip_v1 import EScAIPV1, EScAIPV1Config, EScAIPV1Direct
 from equimol.testing import assert_batch_is_one_by_one, assert_is_potential, assert_moves_with_its_atoms, example_structures
@@ -150,3 +156,23 @@ def test_stochastic_depth_drops_updates_in_training_alone():
     model.train()
     energies = {round(float(model(graph)["energy"].detach()), 9) for _ in range(6)}
     assert len(energies) > 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_of_dynamics_while_neighbors_come_and_go():
+    """No size is too large or too small, and nothing is compiled: there is nothing to compile again."""
+    torch.manual_seed(0)
+    model = build_model("escaip", elements=[1, 6, 8], neighbors=6, scale=0.02)
+    atoms = ase.Atoms(
+        numbers=[1, 6, 8] * 4, positions=np.indices((2, 2, 3)).reshape(3, -1).T * 2.2, cell=np.diag([6.0, 6.0, 9.0]), pbc=True
+    )
+    atoms.calc = EquiMolCalculator(model)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=3000, rng=np.random.default_rng(0))
+    dynamics = Langevin(atoms, 1.0 * fs, temperature_K=3000, friction=0.05 / fs, rng=np.random.default_rng(1))
+    numbers: set[int] = set()
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for _ in dynamics.irun(10_000):
+        numbers.add(len(atoms.calc._neighbors.graph(atoms.positions).senders))
+        assert np.isfinite(atoms.get_forces()).all()
+    assert len(numbers) > 20
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled

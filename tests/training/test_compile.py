@@ -1,0 +1,29 @@
+"""Training through a compiled program."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from equimol.training.config import load_config
+from equimol.training.fit import fit
+
+SETTINGS = "settings={width: 8, layers: 1, heads: 1, legendre: [4, 2, 2], radial_basis: 8, radial_width: 8, element_width: 4}"
+
+
+def test_a_model_that_cannot_be_compiled_is_named_before_the_data_are_read(tmp_path: Path):
+    with pytest.raises(ValueError, match="compile must be false for mace, which cannot be compiled yet; escaip can"):
+        fit(load_config(None, [f"data={tmp_path / 'absent.xyz'}", "model=mace", "compile=true"]))
+
+
+@pytest.mark.slow
+def test_compiled_training_learns_what_plain_training_learns(crystals: Path, tmp_path: Path, no_report: None):
+    """In float64, where rounding does not show; the budget is timed with the compiled program, too."""
+    given = [f"data={crystals}", "model=escaip", "preset=tiny", "batch=4", "split=random", "cutoff=4.0", "precision=float64", SETTINGS]
+    errors = []
+    for compiled in ("true", "false"):
+        folder = fit(load_config(None, [*given, "steps=4", f"compile={compiled}", f"out={tmp_path / compiled}"]))
+        with np.load(folder / "predictions_train.npz") as arrays:
+            errors.append(arrays["forces_pred"])
+    np.testing.assert_allclose(*errors, atol=1e-8)
+    assert (fit(load_config(None, [*given, "time=150s", "compile=true", f"out={tmp_path / 'timed'}"])) / "model.equimol").exists()
