@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.models.escaip import ORDER_FLOOR, FeedForward, gaussians, neighborhood_indices
-from equimol.nn.neighbor_attention import by_group, legendre_products, neighbor_attention
+from equimol.nn.groups import by_group
+from equimol.nn.neighbor_attention import legendre_products, neighbor_attention
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
 from equimol.o3 import spherical_harmonics
 from equimol.ops import gather, scatter_sum

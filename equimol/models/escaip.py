@@ -16,7 +16,8 @@ from torch.nn.functional import gelu
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
-from equimol.nn.neighbor_attention import Groups, by_group, legendre_polynomials, neighbor_attention, own_attention, slot_indices
+from equimol.nn.groups import Groups, blocks_of, by_group, slot_indices
+from equimol.nn.neighbor_attention import legendre_polynomials, neighbor_attention, own_attention
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
 from equimol.ops import gather
@@ -509,22 +510,6 @@ def neighborhood_indices(soft: SoftNeighbors, graph: AtomicGraph, group_cost: fl
             (many, size), *_ = slots.pop("groups").tolist() or [[0, 1]]
             slots["edge"] = slots["edge"].reshape(many, size)
         return found | slots
-
-
-def blocks_of(groups: Sequence[Sequence[int]], rows: int) -> list[tuple[slice, list[list[int]]]]:
-    """Cuts groups of [n atoms, m slots] into blocks of about so many slots: the atoms of each, and its groups."""
-    blocks: list[tuple[slice, list[list[int]]]] = []
-    start, end, part, left = 0, 0, [], rows
-    for many, size in groups:
-        while many:
-            here = min(many, max(1, left // size)) if left >= size or not part else 0
-            if here:
-                part.append([here, size])
-                many, end, left = many - here, end + here, left - here * size
-            if many:
-                blocks.append((slice(start, end), part))
-                start, part, left = end, [], rows
-    return [*blocks, (slice(start, end), part)] if part else blocks
 
 
 def knots(config: Any) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.models.escaip import Attributes, FeedForward, Readout, gaussians
-from equimol.nn.neighbor_attention import by_group, neighbor_attention, slot_indices
+from equimol.nn.groups import by_group, slot_indices
+from equimol.nn.neighbor_attention import neighbor_attention
 from equimol.o3 import spherical_harmonics
 from equimol.ops import gather, scatter_sum
 

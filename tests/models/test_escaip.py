@@ -11,7 +11,7 @@ from ase.units import fs
 from equimol.data.graph import AtomicGraph
 from equimol.interfaces.ase import EquiMolCalculator
 from equimol.models import build_model
-from equimol.models.escaip import PRESETS, EScAIP, EScAIPConfig, EScAIPDirect, blocks_of
+from equimol.models.escaip import PRESETS, EScAIP, EScAIPConfig, EScAIPDirect
 from equimol.models.escaip_v1 import EScAIPV1, EScAIPV1Config, EScAIPV1Direct
 from equimol.testing import assert_batch_is_one_by_one, assert_is_potential, assert_moves_with_its_atoms, example_structures
 
@@ -90,18 +90,6 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     for graph, expected in zip(structures, whole, strict=True):
         for name in ("energies", "forces"):
             torch.testing.assert_close(model(graph)[name], expected[name], rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("rows", [1, 5, 7, 100])
-def test_blocks_cut_groups_between_atoms(rows):
-    groups = [[3, 2], [2, 5], [4, 6]]
-    blocks = blocks_of(groups, rows)
-    assert [part.start for part, _ in blocks] == [0, *(part.stop for part, _ in blocks[:-1])]
-    sizes = [size for _, part in blocks for many, size in part for _ in range(many)]
-    assert sizes == [2, 2, 2, 5, 5, 6, 6, 6, 6]
-    for atoms, part in blocks:
-        assert atoms.stop - atoms.start == sum(many for many, _ in part)
-        assert sum(many * size for many, size in part) <= max(rows, 6)
 
 
 @pytest.mark.parametrize(("preset", "conservative", "direct"), [("83M", 71.0, 88.6), ("146M", 122.0, 155.7), ("317M", 262.6, 332.9)])

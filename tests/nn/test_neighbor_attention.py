@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from equimol.nn.neighbor_attention import by_group, legendre_polynomials, legendre_products, neighbor_attention, own_attention, slot_indices
+from equimol.nn.groups import by_group, slot_indices
+from equimol.nn.neighbor_attention import legendre_polynomials, legendre_products, neighbor_attention, own_attention
 from equimol.o3 import spherical_harmonics
 
 SENDERS = torch.tensor([1, 2, 3, 0, 0, 3, 0, 2])
@@ -24,26 +25,6 @@ def case(random):
     envelope = -random(size).square()
     envelope[2] = -math.inf
     return slots, slots["groups"].tolist(), harmonics, features, envelope
-
-
-def test_slots_hold_each_atom_and_its_neighbours():
-    slots = slot_indices(SENDERS, RECEIVERS, ATOMS, own=True)
-    assert slots["groups"].tolist() == [[1, 1], [1, 2], [2, 3], [1, 4]]
-    for atom in range(ATOMS):
-        mine = slots["receiver"] == atom
-        assert slots["sender"][mine].tolist() == [atom, *SENDERS[atom == RECEIVERS].tolist()]
-        assert int(slots["first"][atom]) == int(torch.nonzero(mine)[0])
-        assert slots["order"][slots["place"][atom]] == atom
-    edges = slots["edge"][slots["edge"] > 0] - 1
-    torch.testing.assert_close(torch.sort(edges).values, torch.arange(len(SENDERS)))
-    torch.testing.assert_close(slots["receiver"][slots["edge"] > 0], RECEIVERS[edges])
-
-
-def test_without_own_slots_only_a_lone_atom_has_one():
-    slots = slot_indices(SENDERS, RECEIVERS, ATOMS, own=False)
-    assert slots["groups"].tolist() == [[2, 1], [2, 2], [1, 3]]
-    assert slots["sender"][slots["receiver"] == 4].tolist() == [4]
-    assert slots["edge"][slots["receiver"] == 4].tolist() == [0]
 
 
 def test_it_is_attention_of_vectors_times_harmonics(random):
