@@ -24,6 +24,7 @@ KEYS = {
     ),
     "charge": ("charge", "total_charge"),
     "spin": ("spin_multiplicity", "spin", "total_spin", "multiplicity"),
+    "data_set": ("data_set",),
 }
 
 # Which atoms are held in place, by the settings for it. Tags are never guessed: OC20 tags fixed atoms 0, ASE's builder the adsorbate.

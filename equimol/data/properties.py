@@ -27,4 +27,5 @@ PROPERTIES = {
 INPUTS = {
     "charge": Property(per="system", shape=(), unit="e"),
     "spin": Property(per="system", shape=(), unit="2S+1"),  # the multiplicity: 1 for a closed shell
+    "data_set": Property(per="system", shape=(), unit="1"),  # number of the data set whose level of theory is meant, from 0
 }

@@ -16,6 +16,8 @@ from equimol.models.allscaip import PRESETS as ALLSCAIP_PRESETS
 from equimol.models.allscaip import AllScAIP, AllScAIPConfig, AllScAIPDirect
 from equimol.models.base import ConservativePotential, DirectPotential, Potential
 from equimol.models.composition import Shifted, ShiftedDirect, Sum, core, shifted
+from equimol.models.dpa3 import DPA3, DPA3Config
+from equimol.models.dpa3 import PRESETS as DPA3_PRESETS
 from equimol.models.escaip import PRESETS as ESCAIP_PRESETS
 from equimol.models.escaip import EScAIP, EScAIPConfig, EScAIPDirect
 from equimol.models.escaip_v1 import EScAIPV1, EScAIPV1Config, EScAIPV1Direct
@@ -57,6 +59,7 @@ MODELS: dict[str, ModelEntry] = {
     "escaip_v1_direct": ModelEntry(EScAIPV1Direct, EScAIPV1Config, _ESCAIP_V1_PRESETS),
     "allscaip": ModelEntry(AllScAIP, AllScAIPConfig, ALLSCAIP_PRESETS),
     "allscaip_direct": ModelEntry(AllScAIPDirect, AllScAIPConfig, ALLSCAIP_PRESETS),
+    "dpa3": ModelEntry(DPA3, DPA3Config, DPA3_PRESETS, {"cutoff": 6.0, "learning_rate": 1e-3}),
     "lennard_jones": ModelEntry(LennardJones, LennardJonesConfig, {"tiny": {}}),
     "zbl": ModelEntry(ZBL, ZBLConfig, {"tiny": {}}),
 }

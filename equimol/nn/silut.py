@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import silu
 
 from equimol.ops.function import Function
@@ -18,7 +20,36 @@ def silut(x: Float[Tensor, "..."], threshold: float, smooth: bool) -> Float[Tens
     As published (arXiv:2506.01686) tanh(a (x - t)) + silu(t) with the slope a at t: the second derivative jumps there. ``smooth``:
     silu(t) + a (1 - exp(-k (x - t))) / k, whose second derivative does not; t must be above 2.4, where SiLU bends down.
     """
-    return silu(x) if math.isinf(threshold) else _SiLUT.apply(x, threshold, smooth, 0)
+    return silu(x) if math.isinf(threshold) else _SiLUT.apply(x, _Tail(threshold, smooth))
+
+
+class _Tail(NamedTuple):
+    """What stands for SiLU beyond the threshold."""
+
+    threshold: float
+    smooth: bool
+
+    def replace(self, values: Tensor, x: Tensor, order: int, factor: Tensor | None = None) -> Tensor:
+        """``values`` with the tail's derivative, times the factor, where x is beyond. Few numbers are: the others cost a comparison."""
+        if get_proxy_mode() is not None:  # while being traced nothing may depend on numbers
+            tail = self.derivative(x.clamp(min=self.threshold), order)
+            return torch.where(x >= self.threshold, tail if factor is None else tail * factor, values)
+        if x.numel() and float(x.amax()) >= self.threshold:
+            beyond = torch.nonzero(x.reshape(-1) >= self.threshold)[:, 0]
+            tail = self.derivative(x.reshape(-1)[beyond], order)
+            values.view(-1)[beyond] = tail if factor is None else tail * factor.reshape(-1)[beyond]
+        return values
+
+    def derivative(self, x: Tensor, order: int) -> Tensor:
+        value, slope, bend = (float(_silu_derivative(torch.tensor(self.threshold, dtype=torch.float64), n)) for n in range(3))
+        beyond = x - self.threshold
+        if self.smooth:
+            rate = -bend / slope
+            decay = torch.exp(-rate * beyond)
+            return value + slope * (1 - decay) / rate if order == 0 else slope * (-rate) ** (order - 1) * decay
+        t = torch.tanh(slope * beyond)
+        u = 1 - t * t
+        return (value + t, slope * u, -2 * slope**2 * t * u, slope**3 * u * (6 * t * t - 2))[order]
 
 
 def _silu_derivative(x: Tensor, order: int) -> Tensor:
@@ -33,30 +64,53 @@ def _silu_derivative(x: Tensor, order: int) -> Tensor:
 
 
 class _SiLUT(Function):
-    """A derivative of the activation, up to the third; the derivative of one is the next."""
-
     @staticmethod
-    def forward(x, threshold, smooth, order):
-        low = _silu_derivative(x, order)
-        value, slope, bend = (float(_silu_derivative(torch.tensor(threshold, dtype=torch.float64), n)) for n in range(3))
-        beyond = (x - threshold).clamp_(min=0)
-        if smooth:
-            rate = -bend / slope
-            decay = torch.exp(-rate * beyond)
-            high = value + slope * (1 - decay) / rate if order == 0 else slope * (-rate) ** (order - 1) * decay
-        else:
-            t = torch.tanh(slope * beyond)
-            u = 1 - t * t
-            high = (value + t, slope * u, -2 * slope**2 * t * u, slope**3 * u * (6 * t * t - 2))[order]
-        return torch.where(x >= threshold, high, low)
+    def forward(x, tail):
+        return tail.replace(silu(x), x, 0)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.threshold, ctx.smooth, ctx.order = inputs
+        x, ctx.tail = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Slope.apply(gradient, ctx.saved_tensors[0], ctx.tail), None
+
+
+class _Slope(Function):
+    """A gradient times the first derivative, in one pass."""
+
+    @staticmethod
+    def forward(gradient, x, tail):
+        gradient = gradient.contiguous()
+        return tail.replace(torch.ops.aten.silu_backward(gradient, x), x, 1, gradient)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        gradient, x, ctx.tail = inputs
+        ctx.save_for_backward(gradient, x)
+
+    @staticmethod
+    def backward(ctx, outer):
+        gradient, x = ctx.saved_tensors
+        return _Slope.apply(outer, x, ctx.tail), outer * gradient * _Bend.apply(x, ctx.tail, 2), None
+
+
+class _Bend(Function):
+    """The second derivative, and the third."""
+
+    @staticmethod
+    def forward(x, tail, order):
+        return tail.replace(_silu_derivative(x, order), x, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.tail, ctx.order = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx, gradient):
         if ctx.order == 3:
             raise NotImplementedError("the activation has three derivatives; a fourth is not written")
-        return gradient * _SiLUT.apply(ctx.saved_tensors[0], ctx.threshold, ctx.smooth, ctx.order + 1), None, None, None
+        return gradient * _Bend.apply(ctx.saved_tensors[0], ctx.tail, 3), None, None

@@ -61,7 +61,7 @@ def test_training_mode_gives_forces_that_can_be_trained(model):
     model.train()
     model(graph(model))["forces"].square().sum().backward()
     with_slope = [name for name, p in model.named_parameters() if p.grad is not None and bool((p.grad != 0).any())]
-    assert len(with_slope) > 0.8 * len(list(model.named_parameters())), with_slope
+    assert len(with_slope) > 0.7 * len(list(model.named_parameters())), with_slope
 
 
 def test_edges_beyond_the_cutoff_change_nothing(model):
