@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import ConfiguredPotential
+from equimol.nn.angle_tiles import angle_tiles, lean_angle_tiles
 from equimol.nn.groups import Groups, by_group, slot_indices
-from equimol.nn.silut import silut
+from equimol.nn.silut import Tail, silut
 from equimol.ops import gather
 
 LENGTH_SCALE = 0.3  # sigma, by which published models divide envelope / distance
@@ -86,6 +87,11 @@ class DPA3Config:
         if not self.elements or not all(0 < z < 119 for z in self.elements):
             raise ValueError(f"elements must be atomic numbers 1..118, at least one, got {self.elements}")
         object.__setattr__(self, "readout", tuple(int(n) for n in self.readout))
+
+    @property
+    def tail(self) -> Tail:
+        """Of the activation."""
+        return Tail(self.threshold, self.smooth)
 
     @property
     def angle_atoms(self) -> int:
@@ -180,7 +186,7 @@ class DPA3(ConfiguredPotential):
         return self.energy(x)[:, 0], atoms
 
     def act(self, x: Tensor) -> Tensor:
-        return silut(x, self.config.threshold, self.config.smooth)
+        return silut(x, self.config.tail)
 
 
 class Layer(nn.Module):
@@ -237,16 +243,17 @@ class Layer(nn.Module):
         wanted = [layer for layer, want in ((self.message, for_atoms), (self.bond_self, for_bonds)) if want]
         weight, bias = torch.cat([layer.weight for layer in wanted]), torch.cat([layer.bias for layer in wanted])
         of_receiver, of_sender, of_bond = weight.split([config.width, config.width, config.bond_width], 1)
-        pairs = bonds @ of_bond.T + gather(atoms @ of_sender.T, graph.senders)
+        pairs = (bonds @ of_bond.T).add_(gather(atoms @ of_sender.T, graph.senders))
         receiving = by_atom(torch.addmm(bias, atoms, of_receiver.T), graph.groups)
-        pairs = [self.act(pair + mine) for pair, mine in zip(by_group(pairs, graph.groups), receiving, strict=True)]
         messages = self.message.out_features if for_atoms else 0
-        of_self = torch.cat([pair[..., messages:].flatten(0, 1) for pair in pairs]) if for_bonds else None
+        pairs = [self.act(pair + mine) for pair, mine in zip(by_group(pairs, graph.groups), receiving, strict=True)]
+        pairs = [pair.split([messages, pair.shape[-1] - messages], -1) for pair in pairs]
+        of_self = torch.cat([update.flatten(0, 1) for _, update in pairs]) if for_bonds else None
         if not for_atoms:
             return None, of_self
         weights, vectors = by_group(graph.weights, graph.groups), by_group(graph.vectors * graph.weights, graph.groups)
         updates = [self.act(self.atom_self(atoms)), self.act(self.symmetric(self._symmetrized(graph, atoms, bonds, vectors)))]
-        message = torch.cat([torch.matmul(w.mT, pair[..., :messages])[:, 0] for w, pair in zip(weights, pairs, strict=True)])
+        message = torch.cat([torch.matmul(w.mT, message)[:, 0] for w, (message, _) in zip(weights, pairs, strict=True)])
         updates += (message / config.neighbors).split(config.width, 1)
         return self.atom_update(atoms, updates), of_self
 
@@ -273,12 +280,12 @@ class Layer(nn.Module):
         sides = gather(seen_bonds, graph.angle_bonds)
         centers = by_atom(torch.addmm(bias, gather(seen_atoms, graph.angle_atoms), of_atom.T), graph.angle_groups)
         parts = (by_group(x, graph.angle_groups) for x in (sides @ of_first.T, sides @ of_second.T, graph.angle_weights))
-        messages, sums, after = config.bond_width if for_bonds else 0, [], []
+        messages, sums, after = self.angle_message.out_features if for_bonds else 0, [], []
         for angle, center, first, second, weights in zip(angles, centers, *parts, strict=True):
-            x = self.act(angle @ of_angle.T + (first + center).unsqueeze(2) + second.unsqueeze(1))
-            if for_bonds:
-                sums.append((torch.matmul(weights.mT.unsqueeze(1), x[..., :messages])[:, :, 0] * weights).flatten(0, 1))
-            after.append(self.angle_update(angle, [x[..., messages:]]) if for_angles else angle)
+            tiles = angle_tiles if self.training else lean_angle_tiles
+            message, update = tiles(angle, first + center, second, of_angle, weights, messages, config.tail)
+            sums.append(message.flatten(0, 1))
+            after.append(self.angle_update(angle, [update]) if for_angles else angle)
         if not for_bonds:
             return None, after
         sums = torch.cat(sums) / math.sqrt(config.angle_neighbors)
@@ -289,7 +296,7 @@ class Layer(nn.Module):
         return self.act(self.angle_bond(torch.where(graph.angle_of_bond[:, None] > 0, sums, bonds))), after
 
     def act(self, x: Tensor) -> Tensor:
-        return silut(x, self.config.threshold, self.config.smooth)
+        return silut(x, self.config.tail)
 
 
 def by_atom(x: Float[Tensor, "atoms width"], groups: Groups) -> list[Tensor]:
@@ -350,7 +357,7 @@ class Hidden(nn.Module):
         self.step = nn.Parameter(0.1 + 0.001 * torch.randn(out)) if self.copies and config.readout_steps else None
 
     def forward(self, x: Float[Tensor, "atoms width"]) -> Float[Tensor, "atoms out"]:
-        y = silut(self.linear(x), self.config.threshold, self.config.smooth)
+        y = silut(self.linear(x), self.config.tail)
         y = y if self.step is None else y * self.step
         return y + torch.cat([x] * self.copies, 1) if self.copies else y
 

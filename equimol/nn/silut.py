@@ -14,30 +14,42 @@ from torch.nn.functional import silu
 from equimol.ops.function import Function
 
 
-def silut(x: Float[Tensor, "..."], threshold: float, smooth: bool) -> Float[Tensor, "..."]:
-    """x sigmoid(x) below the threshold t, bounded beyond; plain SiLU for an infinite t.
+def silut(x: Float[Tensor, "..."], tail: Tail) -> Float[Tensor, "..."]:
+    """x sigmoid(x) below the threshold of the tail, bounded beyond."""
+    return silu(x) if math.isinf(tail.threshold) else _SiLUT.apply(x, tail)[0]
+
+
+class Tail(NamedTuple):
+    """What stands for SiLU beyond a threshold t; an infinite one leaves SiLU as it is.
 
     As published (arXiv:2506.01686) tanh(a (x - t)) + silu(t) with the slope a at t: the second derivative jumps there. ``smooth``:
     silu(t) + a (1 - exp(-k (x - t))) / k, whose second derivative does not; t must be above 2.4, where SiLU bends down.
     """
-    return silu(x) if math.isinf(threshold) else _SiLUT.apply(x, _Tail(threshold, smooth))
-
-
-class _Tail(NamedTuple):
-    """What stands for SiLU beyond the threshold."""
 
     threshold: float
     smooth: bool
 
-    def replace(self, values: Tensor, x: Tensor, order: int, factor: Tensor | None = None) -> Tensor:
-        """``values`` with the tail's derivative, times the factor, where x is beyond. Few numbers are: the others cost a comparison."""
-        if get_proxy_mode() is not None:  # while being traced nothing may depend on numbers
+    def slope(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The gradient times the first derivative at x, in one pass. Not differentiable."""
+        return self.replace(torch.ops.aten.silu_backward(gradient, x), x, self.beyond(x), 1, gradient)
+
+    def beyond(self, x: Tensor) -> Tensor | None:
+        """Which of the numbers are beyond, by their places, or None where none is. Few are: the others cost a comparison."""
+        if get_proxy_mode() is not None:  # while being traced nothing may depend on numbers: which they are, one by one
+            return x >= self.threshold
+        if not x.numel() or float(x.amax()) < self.threshold:
+            return None
+        return torch.nonzero(x.reshape(-1) >= self.threshold)[:, 0]
+
+    def replace(self, values: Tensor, x: Tensor, beyond: Tensor | None, order: int, factor: Tensor | None = None) -> Tensor:
+        """``values`` with the tail's derivative, times the factor, where x is beyond."""
+        if beyond is None:
+            return values
+        if beyond.dtype == torch.bool:
             tail = self.derivative(x.clamp(min=self.threshold), order)
-            return torch.where(x >= self.threshold, tail if factor is None else tail * factor, values)
-        if x.numel() and float(x.amax()) >= self.threshold:
-            beyond = torch.nonzero(x.reshape(-1) >= self.threshold)[:, 0]
-            tail = self.derivative(x.reshape(-1)[beyond], order)
-            values.view(-1)[beyond] = tail if factor is None else tail * factor.reshape(-1)[beyond]
+            return torch.where(beyond, tail if factor is None else tail * factor, values)
+        tail = self.derivative(x.reshape(-1)[beyond], order)
+        values.view(-1)[beyond] = tail if factor is None else tail * factor.reshape(-1)[beyond]
         return values
 
     def derivative(self, x: Tensor, order: int) -> Tensor:
@@ -66,51 +78,54 @@ def _silu_derivative(x: Tensor, order: int) -> Tensor:
 class _SiLUT(Function):
     @staticmethod
     def forward(x, tail):
-        return tail.replace(silu(x), x, 0)
+        beyond = tail.beyond(x)
+        return tail.replace(silu(x), x, beyond, 0), beyond
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, ctx.tail = inputs
+        ctx.beyond = output[1]
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _Slope.apply(gradient, ctx.saved_tensors[0], ctx.tail), None
+    def backward(ctx, gradient, _):
+        return _Slope.apply(gradient, ctx.saved_tensors[0], ctx.beyond, ctx.tail), None
 
 
 class _Slope(Function):
     """A gradient times the first derivative, in one pass."""
 
     @staticmethod
-    def forward(gradient, x, tail):
+    def forward(gradient, x, beyond, tail):
         gradient = gradient.contiguous()
-        return tail.replace(torch.ops.aten.silu_backward(gradient, x), x, 1, gradient)
+        return tail.replace(torch.ops.aten.silu_backward(gradient, x), x, beyond, 1, gradient)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        gradient, x, ctx.tail = inputs
+        gradient, x, ctx.beyond, ctx.tail = inputs
         ctx.save_for_backward(gradient, x)
 
     @staticmethod
     def backward(ctx, outer):
         gradient, x = ctx.saved_tensors
-        return _Slope.apply(outer, x, ctx.tail), outer * gradient * _Bend.apply(x, ctx.tail, 2), None
+        bend = _Bend.apply(x, ctx.beyond, ctx.tail, 2)
+        return _Slope.apply(outer, x, ctx.beyond, ctx.tail), outer * gradient * bend, None, None
 
 
 class _Bend(Function):
     """The second derivative, and the third."""
 
     @staticmethod
-    def forward(x, tail, order):
-        return tail.replace(_silu_derivative(x, order), x, order)
+    def forward(x, beyond, tail, order):
+        return tail.replace(_silu_derivative(x, order), x, beyond, order)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.tail, ctx.order = inputs
+        x, ctx.beyond, ctx.tail, ctx.order = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx, gradient):
         if ctx.order == 3:
             raise NotImplementedError("the activation has three derivatives; a fourth is not written")
-        return gradient * _Bend.apply(ctx.saved_tensors[0], ctx.tail, 3), None, None
+        return gradient * _Bend.apply(ctx.saved_tensors[0], ctx.beyond, ctx.tail, 3), None, None, None
