@@ -1,7 +1,8 @@
-"""DPA3 of deepmd-kit: checkpoints with one or several branches, as our models."""
+"""DPA3 of deepmd-kit: checkpoints with one or several branches, and frozen models, as our models."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor
 
-from equimol.convert.archive import ConversionError, read_archive
+from equimol.convert.archive import ConversionError, is_program, read_archive, read_program
 from equimol.convert.names import plain
 from equimol.models.base import Potential
 from equimol.models.composition import shifted
@@ -42,16 +43,20 @@ LAYER = {
 
 
 def read_deepmd(path: str | Path, branch: str | None = None) -> Potential:
-    """The potential in a checkpoint of deepmd-kit's DPA3.
+    """The potential in a checkpoint or a frozen model of deepmd-kit's DPA3.
 
     Args:
-        path: of ``dp --pt train``, a ``.pt`` file.
+        path: of ``dp --pt train`` (``.pt``), or of ``dp --pt freeze`` (``.pth``), whose program is not run.
         branch: which one, of a file with several; its encoding becomes part of the model.
 
     Raises:
         ConversionError: the file, or an option of the model, is not understood; the message says which.
     """
-    state, settings = _parts(read_archive(path), path)
+    if Path(path).is_file() and is_program(path):
+        state, attributes = read_program(path)
+        settings = json.loads(attributes.get("model_def_script") or "{}")
+    else:
+        state, settings = _parts(read_archive(path), path)
     settings = plain(settings)
     if not settings:
         raise ConversionError(f"{path} holds weights without the settings of the model; give a checkpoint of dp --pt train")

@@ -109,6 +109,41 @@ def test_an_unknown_option_and_a_missing_weight_are_named(tmp_path: Path):
         read_deepmd(checkpoint(tmp_path, weights, settings))
 
 
+class Frozen(torch.nn.Module):
+    """Tensors under dotted names, as attributes of modules."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                parts.setdefault(first, {})[rest] = value
+            else:
+                self.register_buffer(first, value)
+        for name, inner in parts.items():
+            self.add_module(name, Frozen(inner))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_frozen_model_is_read_without_running_it(tmp_path: Path):
+    settings, weights = GOLDEN["variants"]["static"]["settings"], published_weights("static")
+    frozen = Frozen(weights)
+    frozen.model_def_script = json.dumps(settings)
+    torch.jit.script(frozen).save(tmp_path / "frozen.pth")
+    expected, found = model_of(settings, weights), read_deepmd(tmp_path / "frozen.pth")
+    assert found.description() == expected.description()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value), key
+    content = (tmp_path / "frozen.pth").read_bytes()
+    (tmp_path / "damaged.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConversionError, match="damaged.pth is no archive"):
+        read_deepmd(tmp_path / "damaged.pth")
+
+
 def test_the_command_line_converts_and_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture):
     from equimol.cli import main
     from equimol.models import load
