@@ -21,6 +21,7 @@ from equimol.ops import gather
 
 LENGTH_SCALE = 0.3  # sigma, by which published models divide envelope / distance
 NEARLY_ONE = 1 - 1e-6  # of cosines, whose inverse the published form once took
+LEAST_THRESHOLD = 2.4  # where SiLU begins to bend down, which a smooth tail goes on with
 TINY = 1e-6  # Å, added to lengths of directions
 EXPONENTIAL_STEEPNESS = 20.0
 GROUP_COST = 24.0  # empty slots that take as long as another group of atoms with equally many neighbours
@@ -83,6 +84,8 @@ class DPA3Config:
             raise ValueError(f"compress must be 0 or a divisor of angle_width / 2 = {self.angle_width / 2:g}, got {self.compress}")
         if max(self.angle_atoms - self.width, self.angle_bonds - self.bond_width) > 0:
             raise ValueError(f"angles would see {self.angle_atoms} features of atoms and {self.angle_bonds} of bonds, which are fewer")
+        if self.smooth and not self.threshold > LEAST_THRESHOLD:
+            raise ValueError(f"threshold must be above {LEAST_THRESHOLD} where smooth, got {self.threshold}")
         object.__setattr__(self, "elements", tuple(sorted(int(z) for z in self.elements)))
         if not self.elements or not all(0 < z < 119 for z in self.elements):
             raise ValueError(f"elements must be atomic numbers 1..118, at least one, got {self.elements}")

@@ -48,7 +48,7 @@ class Tail(NamedTuple):
         if beyond.dtype == torch.bool:
             tail = self.derivative(x.clamp(min=self.threshold), order)
             return torch.where(beyond, tail if factor is None else tail * factor, values)
-        tail = self.derivative(x.reshape(-1)[beyond], order)
+        tail, values = self.derivative(x.reshape(-1)[beyond], order), values.contiguous()
         values.view(-1)[beyond] = tail if factor is None else tail * factor.reshape(-1)[beyond]
         return values
 
@@ -108,24 +108,24 @@ class _Slope(Function):
     @staticmethod
     def backward(ctx, outer):
         gradient, x = ctx.saved_tensors
-        bend = _Bend.apply(x, ctx.beyond, ctx.tail, 2)
+        bend = _Bend.apply(x, ctx.beyond, ctx.tail)
         return _Slope.apply(outer, x, ctx.beyond, ctx.tail), outer * gradient * bend, None, None
 
 
 class _Bend(Function):
-    """The second derivative, and the third."""
+    """The second derivative. The third, which hardly anybody needs, is a plain expression."""
 
     @staticmethod
-    def forward(x, beyond, tail, order):
-        return tail.replace(_silu_derivative(x, order), x, beyond, order)
+    def forward(x, beyond, tail):
+        return tail.replace(_silu_derivative(x, 2), x, beyond, 2)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.beyond, ctx.tail, ctx.order = inputs
+        x, _, ctx.tail = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx, gradient):
-        if ctx.order == 3:
-            raise NotImplementedError("the activation has three derivatives; a fourth is not written")
-        return gradient * _Bend.apply(ctx.saved_tensors[0], ctx.beyond, ctx.tail, 3), None, None, None
+        (x,), tail = ctx.saved_tensors, ctx.tail
+        third = torch.where(x >= tail.threshold, tail.derivative(x.clamp(min=tail.threshold), 3), _silu_derivative(x, 3))
+        return gradient * third, None, None

@@ -24,6 +24,11 @@ def test_it_is_silu_up_to_the_threshold_and_bounded_beyond(threshold, smooth):
         torch.testing.assert_close(value[~below], torch.tanh(slope * (x[~below] - threshold)) + start)
 
 
+def test_the_order_in_memory_does_not_matter():
+    x = torch.linspace(-3, 9, 12, dtype=torch.float64).reshape(3, 4)
+    torch.testing.assert_close(silut(x.T, Tail(3.0, True)), silut(x, Tail(3.0, True)).T, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("smooth", [True, False])
 def test_its_derivatives_are_derivatives(smooth):
     x = torch.tensor([-3.0, 0.3, 2.9, 3.2, 5.0], dtype=torch.float64, requires_grad=True)
