@@ -264,7 +264,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("code", choices=("fairchem", "deepmd"), help="what wrote the file: fairchem (EScAIP, AllScAIP) or deepmd (DPA3)")
-    parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint or state dict of torch.save")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint or state dict of torch.save, or a frozen model of deepmd")
     parser.add_argument("out", type=Path, metavar="OUT", help="the model file to write, .equimol or .safetensors")
     given = (
         "for a file of fairchem that holds weights alone: settings of the backbone, by themselves or as `backbone:` or `model: backbone:`"

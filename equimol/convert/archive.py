@@ -59,9 +59,7 @@ def read_archive(path: str | Path) -> Any:
         raise ConversionError(f"there is no file {path}; check the path")
     if not zipfile.is_zipfile(path):
         raise ConversionError(f"{path} is no archive of torch.save (PyTorch 1.6 or newer); write it again with a current PyTorch")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith("/constants.pkl") for name in names):
+    if is_program(path):
         raise ConversionError(f"{path} is a TorchScript program; this reader takes weights, not programs")
     try:
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT)

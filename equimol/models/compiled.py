@@ -34,7 +34,7 @@ class Compiled:
     """
 
     def __init__(self, model: ConservativePotential, examples: Sequence[AtomicGraph]) -> None:
-        if not getattr(model, "traceable", False):
+        if not model.traceable:
             raise ValueError("this model cannot be compiled: of the models in MODELS, escaip can")
         self.model = model
         self.program = torch.compile(trace(model, examples[0]), dynamic=True)

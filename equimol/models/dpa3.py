@@ -25,7 +25,6 @@ LEAST_THRESHOLD = 2.4  # where SiLU begins to bend down, which a smooth tail goe
 TINY = 1e-6  # Å, added to lengths of directions
 EXPONENTIAL_STEEPNESS = 20.0
 GROUP_COST = 24.0  # empty slots that take as long as another group of atoms with equally many neighbours
-BLOCK_NUMBERS = 2**18  # of the features of a block of bonds or angles: what caches hold
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,8 @@ class DPA3Config:
         object.__setattr__(self, "elements", tuple(sorted(int(z) for z in self.elements)))
         if not self.elements or not all(0 < z < 119 for z in self.elements):
             raise ValueError(f"elements must be atomic numbers 1..118, at least one, got {self.elements}")
+        if self.data_set is not None and not 0 <= self.data_set < self.data_sets:
+            raise ValueError(f"data_set must be one of the {self.data_sets} data sets, from 0, got {self.data_set}")
         object.__setattr__(self, "readout", tuple(int(n) for n in self.readout))
 
     @property

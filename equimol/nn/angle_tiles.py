@@ -29,7 +29,7 @@ def angle_tiles(
 
 
 def lean_angle_tiles(angles: Tensor, first: Tensor, second: Tensor, weight: Tensor, envelope: Tensor, messages: int, tail: Tail) -> tuple:
-    """`angle_tiles` for inference: keeps its arguments alone, and computes x again for the derivative: a twentieth more time."""
+    """`angle_tiles` for inference: keeps its arguments alone, and computes x again for the derivative."""
     return _Tiles.apply(angles, first, second, weight, envelope, messages, tail)
 
 

@@ -53,6 +53,7 @@ def test_bad_settings_say_the_rule():
     for settings, message in (
         ({"cutoff": 3.0, "angle_cutoff": 4.0}, "cutoffs must be 0 < cutoff_start < cutoff"),
         ({"threshold": 2.0}, r"threshold must be above 2\.4 where smooth, got 2\.0"),
+        ({"data_sets": 2, "data_set": 2}, "data_set must be one of the 2 data sets, from 0, got 2"),
         ({"layers": 0}, "layers must be positive, got 0"),
         ({"angle_width": 8, "compress": 3}, "compress must be 0 or a divisor of angle_width / 2 = 4, got 3"),
         ({"bond_width": 4, "angle_width": 16}, "angles would see 16 features of atoms and 16 of bonds, which are fewer"),
