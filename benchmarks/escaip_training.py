@@ -6,7 +6,8 @@
 
 SET is ethanol (BOTNet's: 900 + 100 frames, its test set), spice (frames of the SPICE test subsets, a tenth of the molecules held out as a
 whole) or oc20 (24 relaxations, five whole systems held out; forces of free atoms). Both codes train side by side, a core each: EquiMol
-through its command line with its defaults; the peer's conservative model, whose own trainer is for clusters, by the loop in
+through its command line with its defaults and `compile=true` (compilation is within its minutes); the peer's conservative model, for
+which it switches its own compilation off, and whose own trainer is for clusters, by the loop in
 peers/fairchem_escaip_train.py with the settings that its configurations publish. Size: our `nano`, in both.
 """
 
@@ -95,7 +96,7 @@ def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
     references = json.loads((folder / "references.json").read_text())
     run = folder / f"equimol_{time.strftime('%H%M%S')}"
     command = [sys.executable, "-m", "equimol", "train", str(folder / "train.xyz"), "--time", f"{minutes * 60:.0f}s", "model=escaip"]
-    command += [f"valid={folder / 'valid.xyz'}", "test=0", "preset=nano", "zbl=false", "batch=5", f"out={run}"]
+    command += [f"valid={folder / 'valid.xyz'}", "test=0", "preset=nano", "zbl=false", "batch=5", "compile=true", f"out={run}"]
     command += ["references={" + ", ".join(f"{z}: {e}" for z, e in references.items()) + "}"]
     cores = sorted(os.sched_getaffinity(0))
     begin = time.time()
