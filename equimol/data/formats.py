@@ -1,14 +1,17 @@
 """Files to frames: the table of formats, and `read`, the one way into a data set."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 
 from equimol.data.ase_formats import DAMAGE, OPENERS, read_ase, read_ase_db, read_extxyz
+from equimol.data.deepmd_formats import find_systems, read_lmdb, read_system
 from equimol.data.errors import DataError
 from equimol.data.frame import Frame
 from equimol.data.labels import FIXED, LabelReport, Record, label_records, merge_reports
@@ -19,7 +22,8 @@ FORMATS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
     ".extxyz": read_extxyz,
     ".db": read_ase_db,
     ".traj": read_ase,
-}  # every other name is offered to read_ase: OUTCAR, vasprun.xml, ...
+    ".lmdb": read_lmdb,
+}  # every other name is offered to read_ase: OUTCAR, vasprun.xml, ...; folders are read as _read_folder says
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,7 @@ def read(
     preferred: Mapping[str, Sequence[str]] | None = None,
     fixed: str = "auto",
 ) -> FrameSet:
-    """All labelled structures of one or several files. Keys are detected; `keys={"energy": "my_energy"}` names others.
+    """All labelled structures of one or several files or folders. Keys are detected; `keys={"energy": "my_energy"}` names others.
 
     `preferred` lists keys per property that go before the detected ones in the files that have them: those a model was trained on.
     `energy` is "auto", "energy" or "free_energy"; auto takes energy, but free_energy where the two differ and there are forces,
@@ -63,11 +67,12 @@ def read(
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of one file, one at a time, by the reader of its suffix (that below .xz, .gz or .bz2)."""
+    """The records of one file or folder, one at a time, by the reader of its suffix (that below .xz, .gz or .bz2)."""
     if not path.exists():
         raise DataError(f"{path}: no such file; check the path")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; name the files in it")
+        yield from _read_folder(path)
+        return
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; was the program that wrote it still running, or the disk full?")
     packed = path.suffix.lower() in OPENERS
@@ -77,6 +82,38 @@ def read_records(path: Path) -> Iterator[Record]:
         return
     with _unpacked(path) as plain:
         yield from reader(plain, str(path))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself; of a folder all files at any depth, sorted. Links are followed, but no folder is visited twice."""
+    if not path.is_dir():
+        return [path]
+    files, visited = [], set()
+    for place, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(place)) in visited:
+            folders.clear()
+        else:
+            files += [Path(place, name) for name in names]
+        visited.add(real)
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); permit it, or name the data in it one by one")
+
+
+def _read_folder(path: Path) -> Iterator[Record]:
+    """An LMDB, or the systems of DeePMD-kit at any depth. Other folders are refused: they may hold anything."""
+    if path.suffix.lower() == ".lmdb" or (path / "data.mdb").is_file():
+        return read_lmdb(path, str(path))
+    systems = find_systems(files_of(path))
+    if not systems:
+        raise DataError(
+            f"{path}: is a folder; name the files in it. Only DeePMD-kit's folders are read as a whole: systems, which have a type.raw, "
+            "and LMDBs, which have a data.mdb"
+        )
+    return chain.from_iterable(map(read_system, systems))
 
 
 def _all_records(path: Path) -> list[Record]:

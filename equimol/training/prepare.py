@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from equimol.data.errors import DataError
-from equimol.data.formats import read
+from equimol.data.formats import files_of, read
 from equimol.data.frame import Frame
 from equimol.data.graph import AtomicGraph
 from equimol.data.splits import choose_split, split
@@ -131,9 +131,10 @@ def _check_elements(data: TrainingData) -> None:
 
 
 def data_files(config: TrainConfig) -> list[Path]:
-    """All files that a run goes on with; reference energies are numbers in config.yaml once it has begun."""
+    """All files that a run goes on with, also those in folders; reference energies are numbers in config.yaml once it has begun."""
     named: list[Any] = [config.data, config.valid, config.test]
-    return [Path(path) for item in named for path in (item if isinstance(item, list) else [item]) if isinstance(path, str)]
+    paths = [Path(path) for item in named for path in (item if isinstance(item, list) else [item]) if isinstance(path, str)]
+    return [file for path in paths for file in files_of(path) if file.name != "lock.mdb"]  # who reads an LMDB, not what is in it
 
 
 def _checksum(config: TrainConfig) -> str:
