@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import ConfiguredPotential
-from equimol.nn.angle_tiles import angle_tiles, lean_angle_tiles
+from equimol.nn.angle_tiles import angle_tiles
 from equimol.nn.groups import Groups, by_group, slot_indices
 from equimol.nn.silut import Tail, silut
 from equimol.ops import gather
@@ -144,6 +144,7 @@ class DPA3(ConfiguredPotential):
     """Energies of order one from a graph. Not yet total energies: wrap it in ``Shifted`` (``build_model`` does)."""
 
     name = "dpa3"
+    traceable = True
 
     def __init__(self, config: DPA3Config) -> None:
         super().__init__()
@@ -164,7 +165,7 @@ class DPA3(ConfiguredPotential):
         self.energy = Dense(widths[-1], 1)
 
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
-        return line_graph_indices(self.config, graph) | system_inputs(self.config, graph)
+        return line_graph_indices(self.config, graph, uniform) | system_inputs(self.config, graph)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         graph = line_graph(self.config, displacements, indices, self.bond.weight.dtype)
@@ -286,8 +287,7 @@ class Layer(nn.Module):
         parts = (by_group(x, graph.angle_groups) for x in (sides @ of_first.T, sides @ of_second.T, graph.angle_weights))
         messages, sums, after = self.angle_message.out_features if for_bonds else 0, [], []
         for angle, center, first, second, weights in zip(angles, centers, *parts, strict=True):
-            tiles = angle_tiles if self.training else lean_angle_tiles
-            message, update = tiles(angle, first + center, second, of_angle, weights, messages, config.tail)
+            message, update = angle_tiles(angle, first + center, second, of_angle, weights, messages, config.tail)
             sums.append(message.flatten(0, 1))
             after.append(self.angle_update(angle, [update]) if for_angles else angle)
         if not for_bonds:
@@ -366,33 +366,33 @@ class Hidden(nn.Module):
         return y + torch.cat([x] * self.copies, 1) if self.copies else y
 
 
-def line_graph_indices(config: DPA3Config, graph: AtomicGraph) -> dict[str, Tensor]:
-    """Which edges are bonds, which bonds form angles, and the slots they get."""
+def line_graph_indices(config: DPA3Config, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
+    """Which edges are bonds, which bonds form angles, and the slots they get: [atoms, m] of them instead of groups if ``uniform``."""
     with torch.no_grad():
         atoms, lengths = len(graph.numbers), graph.displacements().norm(dim=-1)
         kept = torch.nonzero(_nearest(lengths, graph.receivers, config.nearest, atoms) & (lengths < config.cutoff)).flatten()
         senders, receivers, lengths = graph.senders[kept], graph.receivers[kept], lengths[kept]
-        bonds = slot_indices(senders, receivers, atoms, own=False, group_cost=GROUP_COST)
+        bonds = slot_indices(senders, receivers, atoms, own=False, group_cost=math.inf if uniform else GROUP_COST)
         of_edge = torch.zeros(len(kept) + 2, dtype=torch.long, device=kept.device)
         of_edge[bonds["edge"]] = torch.arange(len(bonds["edge"]), device=kept.device)
         close = _nearest(lengths, receivers, config.angle_nearest, atoms) & (lengths < config.angle_cutoff)
         close = torch.nonzero(close).flatten()
-        angles = slot_indices(senders[close], receivers[close], atoms, own=False)
-        taken = torch.nonzero(angles["edge"]).flatten()  # an atom without neighbours has a slot of its own, which counts nothing
+        angles = slot_indices(senders[close], receivers[close], atoms, own=False, group_cost=math.inf if uniform else 0.0)
+        taken = torch.nonzero((angles["edge"] > 0) & (angles["edge"] <= len(close))).flatten()  # the others count nothing
         angle_bonds = torch.zeros_like(angles["edge"])
         angle_bonds[taken] = of_edge[close[angles["edge"][taken] - 1] + 1]
         angle_of_bond = torch.zeros_like(bonds["edge"])
         angle_of_bond[angle_bonds[taken]] = taken + 1
+        if uniform:
+            for slots in (bonds, angles):
+                (many, size), *_ = slots.pop("groups").tolist() or [[0, 1]]
+                slots["edge"] = slots["edge"].reshape(many, size)
         return {
+            **{name: bonds[name] for name in ("edge", "order", "place", "groups") if name in bonds},
             "kept": kept,
-            "edge": bonds["edge"],
-            "order": bonds["order"],
-            "place": bonds["place"],
-            "groups": bonds["groups"],
             "sender": bonds["place"][bonds["sender"]],
             "close": close,
-            "angle_edge": angles["edge"],
-            "angle_groups": angles["groups"],
+            **{f"angle_{name}": angles[name] for name in ("edge", "groups") if name in angles},
             "angle_bonds": angle_bonds,
             "angle_atoms": bonds["place"][angles["order"]],
             "angle_of_bond": angle_of_bond,
@@ -427,21 +427,24 @@ def system_inputs(config: DPA3Config, graph: AtomicGraph) -> dict[str, Tensor]:
 
 def line_graph(config: DPA3Config, displacements: Float[Tensor, "edges 3"], indices: dict[str, Tensor], dtype: torch.dtype) -> LineGraph:
     """Geometry in the precision of the displacements, results in that of the weights."""
+    edge, angle_edge = indices["edge"], indices["angle_edge"]
+    if "groups" in indices:
+        groups, angle_groups = indices["groups"].tolist(), indices["angle_groups"].tolist()
+    else:
+        groups, angle_groups = [list(edge.shape)], [list(angle_edge.shape)]
     vectors = displacements[indices["kept"]]
     lengths = vectors.norm(dim=-1, keepdim=True)
 
     def of_slots(values: Tensor, edge: Tensor, otherwise: float = 0.0) -> Tensor:
         one = values.new_full((1, values.shape[1]), otherwise)
-        return gather(torch.cat([one, values, one]), edge)
+        return gather(torch.cat([one, values, one]), edge.flatten())
 
     weights = envelope(config, lengths, config.cutoff_start, config.cutoff)
     along = weights * vectors / (lengths + config.length_protection).square() / LENGTH_SCALE
     close = indices["close"]
-    directions = of_slots(vectors[close] / (lengths[close] + TINY), indices["angle_edge"])
-    angle_weights = of_slots(envelope(config, lengths[close], config.angle_cutoff_start, config.angle_cutoff), indices["angle_edge"])
-    groups, angle_groups = indices["groups"].tolist(), indices["angle_groups"].tolist()
+    directions = of_slots(vectors[close] / (lengths[close] + TINY), angle_edge)
+    angle_weights = of_slots(envelope(config, lengths[close], config.angle_cutoff_start, config.angle_cutoff), angle_edge)
     cosines = [NEARLY_ONE * torch.matmul(u, u.mT) for u in by_group(directions, angle_groups)] if config.angles else []
-    edge = indices["edge"]
     return LineGraph(
         indices["place"],
         groups,

@@ -16,7 +16,11 @@ from equimol.ops.function import Function
 
 def silut(x: Float[Tensor, "..."], tail: Tail) -> Float[Tensor, "..."]:
     """x sigmoid(x) below the threshold of the tail, bounded beyond."""
-    return silu(x) if math.isinf(tail.threshold) else _SiLUT.apply(x, tail)[0]
+    if math.isinf(tail.threshold):
+        return silu(x)
+    if get_proxy_mode() is not None:  # while being traced nothing may depend on numbers, and the compiler joins plain operations
+        return torch.where(x < tail.threshold, silu(x), tail.derivative(x.clamp(min=tail.threshold), 0))
+    return _SiLUT.apply(x, tail)[0]
 
 
 class Tail(NamedTuple):
@@ -33,11 +37,19 @@ class Tail(NamedTuple):
         """The gradient times the first derivative at x, in one pass. Not differentiable."""
         return self.replace(torch.ops.aten.silu_backward(gradient, x), x, self.beyond(x), 1, gradient)
 
+    def expansion(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The value and the first and second derivatives at x. Not differentiable."""
+        sigmoid = torch.sigmoid(x)
+        value = x * sigmoid
+        rest = 1 - sigmoid
+        first = torch.addcmul(sigmoid, value, rest)
+        second = rest.mul_(torch.add(first, sigmoid).addcmul_(value, sigmoid, value=-1))
+        beyond = self.beyond(x)
+        return tuple(self.replace(found, x, beyond, order) for order, found in enumerate((value, first, second)))
+
     def beyond(self, x: Tensor) -> Tensor | None:
         """Which of the numbers are beyond, by their places, or None where none is. Few are: the others cost a comparison."""
-        if get_proxy_mode() is not None:  # while being traced nothing may depend on numbers: which they are, one by one
-            return x >= self.threshold
-        if not x.numel() or float(x.amax()) < self.threshold:
+        if math.isinf(self.threshold) or not x.numel() or float(x.amax()) < self.threshold:
             return None
         return torch.nonzero(x.reshape(-1) >= self.threshold)[:, 0]
 
@@ -45,9 +57,6 @@ class Tail(NamedTuple):
         """``values`` with the tail's derivative, times the factor, where x is beyond."""
         if beyond is None:
             return values
-        if beyond.dtype == torch.bool:
-            tail = self.derivative(x.clamp(min=self.threshold), order)
-            return torch.where(beyond, tail if factor is None else tail * factor, values)
         tail, values = self.derivative(x.reshape(-1)[beyond], order), values.contiguous()
         values.view(-1)[beyond] = tail if factor is None else tail * factor.reshape(-1)[beyond]
         return values
