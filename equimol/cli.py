@@ -144,6 +144,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed", choices=("auto", "tags", "none"), help=held)
     known = "labels by their keys in the files, such as energy=my_energy (default: those that the model was trained on, else detected)"
     parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help=known)
+    _add_data_set(parser)
     _add_device(parser, "cpu")
 
 
@@ -155,12 +156,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from equimol.data.formats import read
     from equimol.data.statistics import is_isolated_atom
     from equimol.interfaces.extxyz import format_predictions
-    from equimol.models import find_device
+    from equimol.models import find_device, for_data_set
     from equimol.models.file import load, read_metadata
     from equimol.training.evaluate import evaluate
     from equimol.training.metrics import error_table
 
     model = load(options.model, device=find_device(options.device or "cpu"), dtype=options.dtype)
+    if options.data_set:
+        model = for_data_set(model, options.data_set)
     facts = read_metadata(options.model)
     trained_on = facts.get("label_keys") or {}
     fixed = options.fixed or (facts.get("training") or {}).get("fixed", "auto")
@@ -206,6 +209,7 @@ def _md_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trajectory", type=Path, default=Path("md.extxyz"), help=".extxyz, .xyz or .traj (default: %(default)s)")
     parser.add_argument("--interval", type=int, default=10, help="steps between frames (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of velocities and thermostat (default: %(default)s)")
+    _add_data_set(parser)
     _add_device(parser, "cuda where there is one, else cpu")
 
 
@@ -225,6 +229,7 @@ def _md(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=options.device,
         dtype=options.dtype,
+        data_set=options.data_set,
     )
 
 
@@ -396,6 +401,10 @@ class _Version(argparse.Action):
 
         print(f"equimol {version('equimol')}")
         parser.exit()
+
+
+def _add_data_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-set", metavar="NAME", help="whose level of theory is meant, of a model that was trained on several")
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from equimol.models import MODELS, Potential, core
+from equimol.models import MODELS, Potential, by_number, core, is_by_data_set
 from equimol.models.file import load, read_metadata
 from equimol.tensor_products import TENSOR_PRODUCTS
 from equimol.training.metrics import error_table
@@ -66,7 +66,7 @@ def describe_potential(model: Potential) -> str:
     symbols = [chemical_symbols[z] for z in model.elements]
     elements = " ".join(symbols) if len(symbols) < 12 else f"{len(symbols)} elements, {symbols[0]} to {symbols[-1]}"
     described = model.description()
-    references = [energy for energy in described.get("references", {}).values() if energy]
+    references = [energy for energy in by_number(described.get("references", {})).values() if energy]
     size = sum(p.numel() for p in model.parameters())
     text = f"{_summary(described)}, cutoff {core(model).config.cutoff:g} Å; {size} parameters; {elements}"
     return f"{text}; reference energies of {len(references)} elements" if references else f"{text}; no reference energies"
@@ -86,7 +86,12 @@ def _summary(description: dict[str, Any]) -> str:
 
 
 def _references(facts: dict[str, Any]) -> str:
-    energies = ", ".join(f"{chemical_symbols[int(z)]} {energy:.4f} eV" for z, energy in (facts["references"] or {}).items())
+    references = by_number(facts["references"] or {})
+    tables = references if is_by_data_set(references) else {"": references}
+    energies = "; ".join(
+        f"{name}{': ' if name else ''}{', '.join(f'{chemical_symbols[z]} {energy:.4f} eV' for z, energy in table.items())}"
+        for name, table in tables.items()
+    )
     method = facts.get("references_method")
     return f"{energies} ({method})" if energies and method else energies
 

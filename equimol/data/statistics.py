@@ -44,6 +44,22 @@ def reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame] | None
     return ReferenceEnergies({element: values[element] for element in elements}, method)
 
 
+def fitted_energies(
+    frames: Sequence[Frame], elements: Sequence[int], known: dict[int, float] | None = None, prior: dict[int, float] | None = None
+) -> dict[int, float]:
+    """Energies of the elements, eV, by ridge regression: those that are known stay, and around a prior only differences are found.
+
+    With a prior, such as the energies of another level of theory, what composition cannot tell follows it: the differences are
+    shrunk towards their mean per atom.
+    """
+    known, prior = known or {}, prior or {}
+    missing = [z for z in elements if z not in known]
+    labelled = [frame for frame in frames if "energy" in frame.labels]
+    if not labelled:
+        raise DataError(f"no energies to find reference energies of {_symbols(missing)}; give them, or label the frames")
+    return known | _ridge(labelled, missing, known, prior)
+
+
 def is_isolated_atom(frame: Frame) -> bool:
     """One atom far from everything: so named in config_type, or without near images. A one-atom crystal is none."""
     if len(frame.numbers) != 1:
@@ -115,8 +131,11 @@ def _isolated_energies(frames: Sequence[Frame], given: bool) -> dict[int, float]
     return values
 
 
-def _ridge(frames: Sequence[Frame], elements: list[int], known: dict[int, float]) -> dict[int, float]:
+def _ridge(
+    frames: Sequence[Frame], elements: list[int], known: dict[int, float], prior: dict[int, float] | None = None
+) -> dict[int, float]:
     """Normal equations in float64, frames weighted per atom. Sums over frames only, so a data set of any size could stream through."""
+    prior = prior or {}
     column = {element: index for index, element in enumerate(elements)}
     gram, moment, energy, atoms = np.zeros((len(elements),) * 2), np.zeros(len(elements)), 0.0, 0
     for frame in frames:
@@ -125,6 +144,7 @@ def _ridge(frames: Sequence[Frame], elements: list[int], known: dict[int, float]
         for number in frame.numbers.tolist():
             if number in column:
                 counts[column[number]] += 1
+                rest -= prior.get(number, 0.0)
             else:
                 rest -= known[number]
         if not counts.any():
@@ -137,7 +157,7 @@ def _ridge(frames: Sequence[Frame], elements: list[int], known: dict[int, float]
     # The second term keeps directions that composition does not determine above the rounding of the first sums.
     ridge = 1 / PRIOR_VARIANCE + 1e-13 * np.trace(gram)
     solution = mean + np.linalg.solve(gram + ridge * np.eye(len(elements)), moment - gram.sum(axis=1) * mean)
-    return dict(zip(elements, solution.tolist(), strict=True))
+    return {element: prior.get(element, 0.0) + float(found) for element, found in zip(elements, solution, strict=True)}
 
 
 def _reject_other_zero(frames: Sequence[Frame], references: dict[int, float]) -> None:

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from equimol.data.graph import AtomicGraph
 from equimol.data.labels import KEYS
 from equimol.data.properties import INPUTS
-from equimol.models import find_device
+from equimol.models import find_device, for_data_set
 from equimol.models.base import Potential
 from equimol.models.file import as_dtype, load
 from equimol.models.fingerprint import device_of
@@ -31,6 +31,7 @@ class EquiMolCalculator(Calculator):
     The calculator keeps a frozen copy of a model it is given: training it further does not reach the calculator. Without `device`,
     a file is loaded onto a GPU if there is one and a model stays where it is. `skin` (Å) is how much farther than the cutoff
     neighbours are looked for, so that the list serves until an atom has moved half of it; the results do not depend on it.
+    `data_set` names one of those that a model of several levels of theory was trained on; without, `atoms.info` tells which.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012  (ASE's own declaration)
@@ -41,11 +42,12 @@ class EquiMolCalculator(Calculator):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         skin: float = 0.5,
+        data_set: str | None = None,
     ):
         super().__init__()
         if not skin >= 0:
             raise ValueError(f"skin must be zero or more (Å), got {skin}; 0.5 suits molecular dynamics")
-        self.model = _own_copy(model_or_path, device, dtype)
+        self.model = _own_copy(model_or_path, device, dtype, data_set)
         if "stress" not in self.model.outputs:
             self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
         self.skin = float(skin)
@@ -167,7 +169,7 @@ def read_inputs(atoms: Atoms) -> dict[str, float]:
     return found
 
 
-def _own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any) -> Potential:
+def _own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any, data_set: str | None) -> Potential:
     if isinstance(model_or_path, (str, Path)):
         model = load(model_or_path, device=find_device(device or "auto"), dtype=dtype)
     elif isinstance(model_or_path, Potential):
@@ -175,7 +177,7 @@ def _own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any) ->
         model = copy.deepcopy(model_or_path).to(device=find_device(device or device_of(model_or_path)), dtype=wanted)
     else:
         raise TypeError(f"the calculator takes a Potential or the path of a model file, got {type(model_or_path).__name__}")
-    return model.freeze()
+    return (model if data_set is None else for_data_set(model, data_set)).freeze()
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

@@ -72,6 +72,7 @@ def run_md(
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
+    data_set: str | None = None,
     progress: bool = True,
     log: Callable[[str], Any] = print,
 ) -> MDResult:
@@ -86,7 +87,7 @@ def run_md(
     _check(temperature, steps, timestep_fs, thermostat, interval)
     rng = np.random.default_rng(seed)
     atoms = _bare_copy(atoms)
-    atoms.calc = EquiMolCalculator(model_or_path, device=device, dtype=dtype)
+    atoms.calc = EquiMolCalculator(model_or_path, device=device, dtype=dtype, data_set=data_set)
     if not atoms.get_momenta().any():
         _draw_momenta(atoms, temperature, rng)
     if not atoms.calc.model.conservative:

@@ -15,7 +15,7 @@ from ase.data import atomic_numbers
 from equimol.models.allscaip import PRESETS as ALLSCAIP_PRESETS
 from equimol.models.allscaip import AllScAIP, AllScAIPConfig, AllScAIPDirect
 from equimol.models.base import ConservativePotential, DirectPotential, Potential
-from equimol.models.composition import Shifted, ShiftedDirect, Sum, core, shifted
+from equimol.models.composition import References, Shifted, ShiftedDirect, Sum, by_number, core, data_sets, is_by_data_set, shifted
 from equimol.models.dpa3 import DPA3, DPA3Config
 from equimol.models.dpa3 import PRESETS as DPA3_PRESETS
 from equimol.models.escaip import PRESETS as ESCAIP_PRESETS
@@ -30,8 +30,8 @@ from equimol.models.zbl import ZBL, ZBLConfig
 __all__ = [
     "MACE", "MODELS", "ZBL", "AllScAIP", "AllScAIPConfig", "AllScAIPDirect", "ConservativePotential", "DirectPotential", "EScAIP",
     "EScAIPConfig", "EScAIPDirect", "EScAIPV1", "EScAIPV1Config", "EScAIPV1Direct", "LennardJones", "LennardJonesConfig", "MACEConfig",
-    "ModelEntry", "Potential", "Shifted", "ShiftedDirect", "Sum", "ZBLConfig", "build", "build_model", "core", "find_device", "load",
-    "save",
+    "ModelEntry", "Potential", "References", "Shifted", "ShiftedDirect", "Sum", "ZBLConfig", "build", "build_model", "by_number", "core",
+    "data_sets", "find_device", "for_data_set", "is_by_data_set", "load", "save",
 ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def build_model(
     preset: str = "tiny",
     *,
     elements: Iterable[int],
-    references: dict[int, float] | None = None,
+    references: References | None = None,
     scale: float = 1.0,
     shift: float = 0.0,
     zbl: bool | Mapping[str, float] = True,
@@ -82,7 +82,7 @@ def build_model(
         name: one of ``MODELS``.
         preset: a named set of settings of that model.
         elements: atomic numbers that it shall know.
-        references: eV per atomic number, added to each atom; zero where None.
+        references: eV per atomic number, added to each atom, or that for each of several data sets; zero where None.
         scale, shift: eV; multiplies the network's energies and is added to each atom's.
         zbl: add screened nuclear repulsion at short range, which real structures hardly feel; {"H-H": Å, ...} says where it ends.
             Models with direct forces go without.
@@ -109,11 +109,39 @@ def build(description: dict[str, Any]) -> Potential:
         case {"name": "sum", "members": members}:
             return Sum(*(build(m) for m in members))
         case {"name": "shifted", "inner": inner, "references": references, "scale": scale, "shift": shift}:
-            return shifted(build(inner), {int(z): e for z, e in references.items()}, scale, shift)
+            return shifted(build(inner), by_number(references), scale, shift)
         case {"name": str(name), "config": dict(config)}:
             entry = MODELS[_known(name, MODELS, "model")]
             return entry.model(_config(entry.config, config))
     raise ValueError(f"a description needs 'name' and 'config', 'members' or 'inner', got keys {sorted(description)}")
+
+
+def for_data_set(model: Potential, name: str) -> Potential:
+    """The same model for one of the data sets it was trained on, which it needs not be told any more: a copy, with that one's references.
+
+    Raises:
+        ValueError: the model has no such data set; the message names those it has.
+    """
+    names = data_sets(model)
+    if name not in names:
+        raise ValueError(
+            f"data_set must be one of {', '.join(names)}, got {name!r}"
+            if names
+            else "the model is for one level of theory; leave data_set out"
+        )
+
+    def chosen(described: dict[str, Any]) -> dict[str, Any]:
+        if "members" in described:
+            return described | {"members": [chosen(member) for member in described["members"]]}
+        if "inner" in described:
+            return described | {"inner": chosen(described["inner"]), "references": described["references"][name]}
+        own = described["config"]
+        return described | {"config": own | {"data_set": names.index(name)}} if own.get("data_sets") else described
+
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and overwritten
+        one = build(chosen(model.description()))
+    one.to(device=next(model.parameters()).device, dtype=model.dtype).load_state_dict(model.state_dict())
+    return one.train(model.training)
 
 
 def find_device(name: str | torch.device) -> torch.device:

@@ -35,7 +35,7 @@ class Compiled:
 
     def __init__(self, model: ConservativePotential, examples: Sequence[AtomicGraph]) -> None:
         if not model.traceable:
-            raise ValueError("this model cannot be compiled: of the models in MODELS, escaip can")
+            raise ValueError("this model cannot be compiled: of the models in MODELS, escaip and dpa3 can")
         self.model = model
         self.program = torch.compile(trace(model, examples[0]), dynamic=True)
         for graph in examples:

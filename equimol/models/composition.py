@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import ConservativePotential, DirectPotential, Potential
+
+#: eV by atomic number, or that by the name of a data set
+References = Mapping[int, float] | Mapping[str, Mapping[int, float]]
 
 
 class Sum(ConservativePotential):
@@ -45,31 +49,46 @@ class _Shift(Potential):
 
     Args:
         inner: predicts energies (and forces, where those are no derivatives) of order one.
-        references: eV for each atomic number of ``inner``, usually of the isolated atoms.
+        references: eV for each atomic number of ``inner``, usually of the isolated atoms; of a model of several data sets, in their order,
+            {name: {atomic number: eV}}: levels of theory count energies from different zeros.
         scale: eV, usually the root mean square of the training forces times 1 Å.
         shift: eV per atom, usually the mean of what remains after the references.
     """
 
-    def __init__(self, inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> None:
+    def __init__(self, inner: Potential, references: References, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
-        self.references = {int(z): float(e) for z, e in sorted(references.items())}
-        missing = sorted(set(inner.elements) - set(self.references))
+        self.data_sets = tuple(references) if is_by_data_set(references) else ()
+        tables = list(references.values()) if self.data_sets else [references]
+        tables = [{int(z): float(e) for z, e in sorted(table.items(), key=lambda item: int(item[0]))} for table in tables]
+        missing = sorted(set(inner.elements) - set.intersection(*(set(table) for table in tables)))
         if missing:
             raise ValueError(f"references must name every element of the model, got none for {missing}; give their energies in eV")
+        if self.data_sets and len(self.data_sets) != getattr(getattr(core(inner), "config", None), "data_sets", 0):
+            raise ValueError(
+                f"references of {len(self.data_sets)} data sets need a model of as many, which is told them apart: "
+                f"dpa3 with data_sets={len(self.data_sets)}"
+            )
+        self.references = dict(zip(self.data_sets, tables, strict=True)) if self.data_sets else tables[0]
         self.inner, self.scale, self.shift = inner, float(scale), float(shift)
         self.cutoff, self.hops, self.elements, self.inputs = inner.cutoff, inner.hops, inner.elements, inner.inputs
         self.traceable = inner.traceable
         # a plain attribute: as a buffer it would follow .float() and lose the totals' digits
-        self._table = torch.tensor([self.references.get(z, 0.0) + self.shift for z in range(max(self.references) + 1)], dtype=torch.float64)
+        size = max(max(table) for table in tables) + 1
+        self._table = torch.tensor([[table.get(z, 0.0) + self.shift for z in range(size)] for table in tables], dtype=torch.float64)
 
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return self.inner.indices(graph, uniform)
 
-    def _totals(self, numbers: Tensor, energies: Tensor) -> Tensor:
-        return self._table.to(numbers.device)[numbers] + self.scale * energies.double()
+    def _totals(self, numbers: Tensor, energies: Tensor, indices: dict[str, Tensor], system: Tensor) -> Tensor:
+        table = self._table.to(numbers.device)
+        references = table[indices["data_set"][system], numbers] if self.data_sets else table[0][numbers]
+        return references + self.scale * energies.double()
 
     def description(self) -> dict[str, Any]:
-        references = {str(z): e for z, e in self.references.items()}
+        def plain(table: dict[int, float]) -> dict[str, float]:
+            return {str(z): e for z, e in table.items()}
+
+        references = {name: plain(self.references[name]) for name in self.data_sets} if self.data_sets else plain(self.references)
         return {"name": "shifted", "references": references, "scale": self.scale, "shift": self.shift, "inner": self.inner.description()}
 
 
@@ -78,22 +97,22 @@ class Shifted(_Shift, ConservativePotential):
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         energies, features = self.inner.atomic_energies(displacements, numbers, senders, receivers, indices, system)
-        return self._totals(numbers, energies), features
+        return self._totals(numbers, energies, indices, system), features
 
 
 class ShiftedDirect(_Shift, DirectPotential):
     """The same for a model with direct forces, which are scaled like the energies, as is a predicted stress."""
 
-    def __init__(self, inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> None:
+    def __init__(self, inner: Potential, references: References, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__(inner, references, scale, shift)
         self.outputs = inner.outputs
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
         energies, *others = self.inner.atomic_outputs(displacements, numbers, senders, receivers, indices, system)
-        return self._totals(numbers, energies), *(self.scale * value.double() for value in others)
+        return self._totals(numbers, energies, indices, system), *(self.scale * value.double() for value in others)
 
 
-def shifted(inner: Potential, references: dict[int, float], scale: float = 1.0, shift: float = 0.0) -> Shifted | ShiftedDirect:
+def shifted(inner: Potential, references: References, scale: float = 1.0, shift: float = 0.0) -> Shifted | ShiftedDirect:
     """The one of the two that suits the model."""
     return (ShiftedDirect if isinstance(inner, DirectPotential) else Shifted)(inner, references, scale, shift)
 
@@ -103,3 +122,21 @@ def core(model: Potential) -> Potential:
     if isinstance(model, Sum):
         return core(model.members[0])
     return core(model.inner) if isinstance(model, _Shift) else model
+
+
+def is_by_data_set(references: Any) -> bool:
+    """Whether there is a table of energies for each of several data sets."""
+    return isinstance(references, Mapping) and any(isinstance(table, Mapping) for table in references.values())
+
+
+def by_number(references: Mapping[str, Any]) -> References:
+    """Reference energies from a file, whose keys are text: {"8": eV}, or that for each data set."""
+    if is_by_data_set(references):
+        return {name: {int(z): float(energy) for z, energy in table.items()} for name, table in references.items()}
+    return {int(z): float(energy) for z, energy in references.items()}
+
+
+def data_sets(model: Potential) -> tuple[str, ...]:
+    """Names of the data sets that a model tells apart, in the order of its encoding; none of a model for one level of theory."""
+    inner = model.members[0] if isinstance(model, Sum) else model
+    return inner.data_sets if isinstance(inner, _Shift) else ()

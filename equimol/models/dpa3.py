@@ -420,7 +420,9 @@ def system_inputs(config: DPA3Config, graph: AtomicGraph) -> dict[str, Tensor]:
     for name, (low, high) in {**ranges, **({"data_set": (0, config.data_sets)} if config.data_sets and not found else {})}.items():
         values = graph[name].round().long()
         if bool(((values < low) | (values >= high) | ((values - graph[name]).abs() > 1e-6)).any()):
-            raise ValueError(f"{name} must be a whole number from {low} to {high - 1}, got {graph[name].tolist()}")
+            raise ValueError(
+                f"{name} must be a whole number from {low} to {high - 1}, got {graph[name].tolist()}; state it for every structure"
+            )
         found[name] = values
     return found
 

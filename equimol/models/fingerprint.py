@@ -23,7 +23,7 @@ FINGERPRINT_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 ROUNDING_MARGIN = 10.0  # a float32 copy may be so many times farther off than it was where the file was written
 
 _CLUSTER_SIZE = 8
-_INPUTS = {"charge": 0.0, "spin": 1.0}  # what a neutral singlet is given where a model asks for it
+_INPUTS = {"charge": 0.0, "spin": 1.0, "data_set": 0.0}  # what a neutral singlet is given where a model asks for it
 
 
 class Deviation(NamedTuple):

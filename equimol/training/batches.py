@@ -14,20 +14,41 @@ class StepSampler(Sampler[list[int]]):
 
     Every epoch is a fresh seeded permutation whose last, smaller batch is kept. The length is `total` also where the sampler
     starts in the middle: the trainer counts the steps of the whole run.
+
+    With `parts`, pairs of frame numbers and how often they shall be drawn, an epoch is as many frames, of each part in that
+    proportion: every frame of a part comes once before one comes again.
     """
 
-    def __init__(self, size: int, batch: int, seed: int, total: int, start: int = 0) -> None:
+    def __init__(
+        self, size: int, batch: int, seed: int, total: int, start: int = 0, parts: Sequence[tuple[Sequence[int], float | int]] = ()
+    ):
         if size < 1 or batch < 1:
             raise ValueError(f"a training set and its batches need at least one frame, got {size} frames in batches of {batch}")
         self.size, self.batch, self.seed, self.total, self.start = size, batch, seed, total, start
+        whole = sum(share for _, share in parts)
+        self.parts = [(np.asarray(frames), max(1, round(size * share / whole))) for frames, share in parts]
+        if parts:
+            self.size = sum(number for _, number in self.parts)
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.size / self.batch)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """The permutation of one epoch, from nothing but the seed and the number of the epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        """The frames of one epoch in their order, from nothing but the seed and the number of the epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        if not self.parts:
+            return order
+        return np.concatenate([self._drawn(*part, n, epoch) for n, part in enumerate(self.parts)])[order]
+
+    def _drawn(self, frames: np.ndarray, number: int, part: int, epoch: int) -> np.ndarray:
+        """The next `number` of permutation after permutation of the frames of a part."""
+        places = np.arange(epoch * number, (epoch + 1) * number)
+        rounds, places = np.divmod(places, len(frames))
+        drawn = [
+            np.random.default_rng([self.seed, n, part]).permutation(frames)[places[rounds == n]] for n in range(rounds[0], rounds[-1] + 1)
+        ]
+        return np.concatenate(drawn)
 
     def __len__(self) -> int:
         return self.total

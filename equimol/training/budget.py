@@ -39,7 +39,7 @@ def fit_to_budget(
     if batch == "auto":
         batch = automatic_batch(data)
     config = dataclasses.replace(config, batch=min(batch, len(graphs["train"])))
-    per_epoch = StepSampler(len(graphs["train"]), config.batch, config.seed, 1).steps_per_epoch
+    per_epoch = StepSampler(len(graphs["train"]), config.batch, config.seed, 1, parts=data.parts(config.sampling)).steps_per_epoch
     candidates = [name for name in ENOUGH_EPOCHS if name in presets] if config.preset == "auto" else [config.preset]
     candidates = candidates or [next(iter(presets))]
     if config.steps or config.epochs or not config.time:

@@ -19,19 +19,25 @@ class TrainConfig:
     """What one run does: the keys of its YAML file. Weights of the loss that are not given keep their defaults."""
 
     # the data
-    data: Annotated[str | list[str], "file or files with labelled frames"] = ""
+    data: Annotated[str | list[str] | dict, "file or files with labelled frames; {data set: file(s)} for several levels of theory"] = ""
     keys: Annotated[dict, "label: key in the file, where the detected one is not the one meant"] = field(default_factory=dict)
     energy_key: Annotated[Literal["auto", "energy", "free_energy"], "which energy, where a file has both"] = "auto"
     fixed: Annotated[Literal["auto", "tags", "none"], "whose forces do not count: auto (constraints, column fixed), tags (tag 0)"] = "auto"
     split: Annotated[str, "auto | blocks | random | group:KEY"] = "auto"
-    valid: Annotated[float | str, "validation: a fraction, a number of frames, or a file"] = 0.1
-    test: Annotated[float | str | list[str], "test: a fraction, a number of frames, or file(s)"] = 0.1
-    references: Annotated[str | dict, "auto (isolated atoms, else ridge regression), a file of isolated atoms, or {element: eV}"] = "auto"
+    valid: Annotated[float | str | dict, "validation: a fraction, a number of frames, or a file; or one by data set"] = 0.1
+    test: Annotated[float | str | list[str] | dict, "test: a fraction, a number of frames, or file(s); or those by data set"] = 0.1
+    sampling: Annotated[dict, "data set: its share of the frames of a step; {}: by its number of frames"] = field(default_factory=dict)
+    references: Annotated[
+        str | dict, "auto (isolated atoms, else ridge regression), a file of isolated atoms, {element: eV}, or any of these by data set"
+    ] = "auto"
     level_of_theory: Annotated[str | None, "written into the model file"] = None
     # the model
     model: Annotated[str, "a name of equimol.models.MODELS"] = "mace"
     preset: Annotated[str, "auto (fits the time) or a preset of the model: nano, small, medium"] = "auto"
     start: Annotated[str | None, "model file to begin with: weights, and the settings, references and scale that are left open here"] = None
+    freeze: Annotated[list[str], "beginnings of names of weights that stay as they are, such as element or layers.0"] = field(
+        default_factory=list
+    )
     settings: Annotated[dict, "fields of the model's own configuration, laid over the preset"] = field(default_factory=dict)
     cutoff: Annotated[float, "Å"] = 5.0
     zbl: Annotated[bool | dict, "add the ZBL core repulsion; {H-H: Å, ...} says where it ends, true finds that in the training data"] = True
@@ -60,7 +66,7 @@ class TrainConfig:
     validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times and a tenth of the time"] = "auto"
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
     workers: Annotated[int, "processes that assemble batches"] = 0
-    compile: Annotated[bool, "train through a compiled program (escaip): two minutes and more to begin with, then quicker steps"] = False
+    compile: Annotated[bool, "train through a compiled program (escaip, dpa3): some minutes to begin with, then quicker steps"] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
     out: Annotated[str, "folder of the run"] = "runs/first"
     resume: Annotated[bool | Literal["auto"], "continue the run in that folder with the settings stored there; auto: if there is one"] = (
@@ -92,9 +98,18 @@ class TrainConfig:
         for name in ("epochs", "steps"):
             yield name, "at least 1", getattr(self, name) is None or getattr(self, name) >= 1
         for name in ("valid", "test"):
-            share = getattr(self, name)
-            possible = not isinstance(share, float) or 0 <= share < 1 or (share > 1 and share == int(share))
-            yield name, "a fraction below 1, a whole number of frames, or a file", possible
+            shares = list(given.values()) if isinstance(given := getattr(self, name), dict) else [given]
+            yield name, "a fraction below 1, a whole number of frames, or a file", all(map(_is_share, shares))
+        sets = self.data if isinstance(self.data, dict) else {}
+        named = all(isinstance(files, (str, list)) for files in sets.values())
+        yield "data", "a file, a list of files, or {data set: file or list of files}", named
+        for name in ("valid", "test", "sampling"):
+            given = getattr(self, name)
+            known = not isinstance(given, dict) or given.keys() <= sets.keys()
+            yield name, f"by data set with the names in data ({', '.join(sets) or 'which has none'})", known
+        shares = self.sampling.values()
+        positive = all(isinstance(share, (int, float)) and not isinstance(share, bool) and share > 0 for share in shares)
+        yield "sampling", "a positive number for each data set, or for none", positive and self.sampling.keys() in (set(), sets.keys())
         for name in ("warmup", "weight_decay"):
             yield name, "0 or more", getattr(self, name) >= 0
 
@@ -237,6 +252,12 @@ def _as_type(value: Any, hint: Any) -> Any:
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ValueError
+
+
+def _is_share(value: Any) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 0 <= value < 1 or (value >= 1 and value == int(value))
+    return isinstance(value, (str, list))
 
 
 def _describe(hint: Any) -> str:

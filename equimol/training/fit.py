@@ -8,7 +8,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,22 @@ from ase.data import chemical_symbols
 from equimol.data.atomic import remove_parts, write_arrays, write_atomically
 from equimol.data.properties import PROPERTIES
 from equimol.data.statistics import core_reach
-from equimol.models import MODELS, Potential, build_model, find_device, save
+from equimol.models import MODELS, Potential, References, build_model, core, find_device, save
 from equimol.training.batches import StepSampler, ordered_loader, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
 from equimol.training.config import TrainConfig, check_keys, config_from, dump_config, load_config
 from equimol.training.evaluate import evaluate
 from equimol.training.loss import resolve_weights
 from equimol.training.metrics import error_table, weighted_error
-from equimol.training.prepare import TrainingData, build_graphs, find_average_neighbors, find_references, find_scale_and_shift, read_data
+from equimol.training.prepare import (
+    TrainingData,
+    build_graphs,
+    data_set_names,
+    find_average_neighbors,
+    find_references,
+    find_scale_and_shift,
+    read_data,
+)
 from equimol.training.start import settle, take_weights
 
 
@@ -61,13 +69,16 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
     if not config.data:
         raise ValueError("data must name a file with labelled frames: equimol train data.xyz, or data: data.xyz in the YAML file")
     check_keys("MODELS", [config.model], MODELS)
+    if isinstance(config.data, dict) and "data_sets" not in _fields(config.model):
+        able = ", ".join(name for name in MODELS if "data_sets" in _fields(name))
+        raise ValueError(f"several data sets need a model that tells them apart: {able}, got {config.model}; for one, name only its files")
     presets = list(MODELS[config.model].presets)
     preset = config.preset if config.preset != "auto" else presets[0]
     model = make_model(config, preset, elements or [1])
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(_learning_models())}")
     if config.compile and not model.traceable:
-        raise ValueError(f"compile must be false for {config.model}, which cannot be compiled yet; escaip can")
+        raise ValueError(f"compile must be false for {config.model}, which cannot be compiled yet; escaip and dpa3 can")
     for name, weight in config.loss.items():
         if name not in model.outputs and weight not in ("auto", 0):
             given = ", ".join(output for output in model.outputs if output in PROPERTIES)
@@ -84,20 +95,40 @@ def make_model(
     config: TrainConfig,
     preset: str,
     elements: list[int],
-    references: dict[int, float] | None = None,  # eV
+    references: References | None = None,  # eV
     scale: float = 1.0,  # eV
     shift: float = 0.0,  # eV per atom
     neighbors: float = 1.0,
 ) -> Potential:
     """The model with seeded fresh weights. Statistics of the data go where its configuration has a field for them."""
-    fields = {field.name for field in dataclasses.fields(MODELS[config.model].config)}
-    known = {"cutoff": config.cutoff, "average_neighbors": neighbors}
+    fields = _fields(config.model)
+    names = data_set_names(config)
+    if names and references is None:
+        references = {name: dict.fromkeys(elements, 0.0) for name in names}
+    known = {"cutoff": config.cutoff, "average_neighbors": neighbors} | ({"data_sets": len(names)} if names else {})
     settings = {name: value for name, value in known.items() if name in fields} | config.settings
     statistics = {"references": references, "scale": scale, "shift": shift}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed, which reaches every device
         model = build_model(config.model, preset, elements=elements, zbl=config.zbl, **statistics, **settings)
+    _freeze(core(model), config.freeze)
     return model.to(getattr(torch, config.precision))
+
+
+def _fields(model: str) -> set[str]:
+    """Of a model's own configuration."""
+    return {field.name for field in dataclasses.fields(MODELS[model].config)}
+
+
+def _freeze(model: Potential, beginnings: Sequence[str]) -> None:
+    """Weights whose names begin so are not trained."""
+    for beginning in beginnings:
+        chosen = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
+        if not chosen:
+            parts = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
+            raise ValueError(f"freeze must name weights of {model.name}, which begin with {', '.join(parts)}; got {beginning!r}")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
 
 
 def stored_run(folder: Path, config: TrainConfig) -> TrainConfig | None:
@@ -165,9 +196,15 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
         config = dataclasses.replace(config, settings={"average_neighbors": neighbors, **config.settings})
     loss = {name: weights[name] if weight == "auto" else weight for name, weight in config.loss.items()}
     config = dataclasses.replace(config, **statistics, loss=loss)
-    parameters = sum(p.numel() for p in build(config.preset).parameters())
-    print(f"reference energies ({method}), eV: " + ", ".join(f"{chemical_symbols[z]} {energy:.6f}" for z, energy in references.items()))
-    print(f"{text}; {parameters} parameters, scale {scale:.3g} eV, {neighbors:.1f} neighbours; into {folder}", flush=True)
+    model = build(config.preset)
+    parameters = sum(p.numel() for p in model.parameters())
+    text += f"; {parameters} parameters"
+    if config.freeze:
+        text += f", {sum(p.numel() for p in model.parameters() if not p.requires_grad)} of them frozen"
+    for name, table in references.items() if data.data_sets else [("", references)]:
+        values = ", ".join(f"{chemical_symbols[z]} {energy:.6f}" for z, energy in table.items())
+        print(f"reference energies{name and ' of ' + name} ({method}), eV: {values}")
+    print(f"{text}, scale {scale:.3g} eV, {neighbors:.1f} neighbours; into {folder}", flush=True)
     summary = {
         "parameters": parameters,
         "references_method": method,
@@ -207,16 +244,16 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     last = folder / "last.ckpt"
     checkpoint = read_checkpoint(last) if last.exists() else None
     start = checkpoint["global_step"] if checkpoint else 0
-    references = {int(z): float(e) for z, e in config.references.items()}
     neighbors = config.settings.get("average_neighbors", 1.0)
-    model = make_model(config, config.preset, data.elements, references, config.scale, config.shift, neighbors)
+    model = make_model(config, config.preset, data.elements, config.references, config.scale, config.shift, neighbors)
     if config.start and not checkpoint:
         take_weights(model, config.start)
     module = TrainingModule(model, weights, config, config.steps)
     if config.compile and start < config.steps:
         print("compiling, which may take some minutes", flush=True)
         module.to(find_device(config.device)).train().compile_model(data.graphs["train"])
-    sampler = StepSampler(len(data.graphs["train"]), config.batch, config.seed, config.steps, start)
+    parts = data.parts(config.sampling)
+    sampler = StepSampler(len(data.graphs["train"]), config.batch, config.seed, config.steps, start, parts)
     validation = ordered_loader(data.graphs["valid"], config.batch) if data.graphs["valid"] else None
     log = RunLog(folder, config.steps, config.validate_every, sampler.steps_per_epoch, validation is not None, time.monotonic() - started)
     if start >= config.steps:
@@ -277,6 +314,10 @@ def _finish(config: TrainConfig, data: TrainingData, weights: dict[str, float], 
         frames, graphs = data.frames[name][subset], data.graphs[name][subset]
         if frames:
             evaluations[name] = evaluate(model, frames, config.batch, graphs)
+        for data_set in data.data_sets if frames and len(data.data_sets) > 1 else ():
+            own = [n for n in data.of_set(name, data_set) if n < len(frames)]
+            if own:
+                evaluations[f"{name} {data_set}"] = evaluate(model, [frames[n] for n in own], config.batch, [graphs[n] for n in own])
     errors = {name: evaluation.errors for name, evaluation in evaluations.items()}
     summary = _summary(folder)
     training = {**dataclasses.asdict(config), "weights": chosen, "errors": errors}
@@ -289,8 +330,8 @@ def _finish(config: TrainConfig, data: TrainingData, weights: dict[str, float], 
         table += f"\ntrain: the first {EVALUATED_TRAIN_FRAMES} of {len(data.frames['train'])} frames"
     write_atomically(folder / "errors.json", json.dumps(errors, indent=1))
     write_atomically(folder / "errors.txt", f"{table}\n\n{chosen}\n")
-    for name, evaluation in evaluations.items():
-        write_arrays(folder / f"predictions_{name}.npz", evaluation.predictions)
+    for name in data.frames.keys() & evaluations.keys():
+        write_arrays(folder / f"predictions_{name}.npz", evaluations[name].predictions)
     write_atomically(folder / "summary.json", json.dumps({**summary, "weights_saved": chosen}, indent=1))
     _report(folder)
     print(table, flush=True)

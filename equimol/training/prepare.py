@@ -1,8 +1,8 @@
 """From the settings to graphs: reading, splitting, reference energies, and the statistics a model is built with."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,17 @@ from equimol.data.formats import files_of, read
 from equimol.data.frame import Frame
 from equimol.data.graph import AtomicGraph
 from equimol.data.splits import choose_split, split
-from equimol.data.statistics import average_neighbors, force_rms, is_isolated_atom, reference_energies, residual_energies
+from equimol.data.statistics import (
+    average_neighbors,
+    fitted_energies,
+    force_rms,
+    is_isolated_atom,
+    reference_energies,
+    residual_energies,
+)
+from equimol.models import is_by_data_set
 from equimol.training.config import TrainConfig
+from equimol.training.start import stored_references
 
 
 @dataclass
@@ -27,6 +36,7 @@ class TrainingData:
     label_keys: dict[str, list[str]]
     summary: str  # the printed text: labels, splits
     checksum: str  # of the files, so that a resumed run notices that they changed
+    data_sets: list[str] = field(default_factory=list)  # of a model for several levels of theory, in the order of its encoding
     graphs: dict[str, list[AtomicGraph]] = field(default_factory=dict)
 
     @property
@@ -34,9 +44,60 @@ class TrainingData:
         """Of the training frames, ascending."""
         return sorted({int(z) for frame in self.frames["train"] for z in np.unique(frame.numbers)})
 
+    def parts(self, sampling: Mapping[str, float | int]) -> list[tuple[list[int], float | int]]:
+        """Numbers of the training frames of each data set, and its share of the steps; nothing where all frames count alike."""
+        return [(self.of_set("train", name), share) for name, share in sampling.items()]
+
+    def of_set(self, part: str, name: str) -> list[int]:
+        """Numbers of the frames of one data set in a split."""
+        number = self.data_sets.index(name)
+        return [n for n, frame in enumerate(self.frames[part]) if frame.info["data_set"] == number]
+
 
 def read_data(config: TrainConfig) -> TrainingData:
     """Everything that is read from files. The graphs follow when the cutoff is known."""
+    names = data_set_names(config)
+    given = {name: replace(config, **_of_set(config, name)) for name in config.data} if isinstance(config.data, dict) else {"": config}
+    parts = {name: _read_set(one) for name, one in given.items()}
+    for name in parts if names else ():
+        for frame in (*parts[name].isolated, *(frame for frames in parts[name].frames.values() for frame in frames)):
+            frame.info["data_set"] = float(names.index(name))
+    whole = {split: [frame for part in parts.values() for frame in part.frames[split]] for split in ("train", "valid", "test")}
+    isolated = [frame for part in parts.values() for frame in part.isolated]
+    keys: dict[str, list[str]] = {}
+    for part in parts.values():
+        for label, found in part.label_keys.items():
+            keys[label] = list(dict.fromkeys([*keys.get(label, []), *found]))
+    summary = "\n".join(f"{name}: {part.summary}" if name else part.summary for name, part in parts.items())
+    data = TrainingData(whole, isolated, keys, summary, _checksum(config), names)
+    _check_elements(data)
+    return data
+
+
+def data_set_names(config: TrainConfig) -> list[str]:
+    """Those that the model tells apart: first those of `start` or of the run that goes on, which are in references. Empty: only one."""
+    if not isinstance(config.data, dict):
+        return []
+    before = list(config.references) if _references_by_set(config) else []
+    return list(dict.fromkeys([*before, *config.data]))
+
+
+def _references_by_set(config: TrainConfig) -> bool:
+    """Whether reference energies are given for each data set, or where to find them."""
+    given = config.references
+    return is_by_data_set(given) or (isinstance(given, dict) and isinstance(config.data, dict) and bool(given.keys() & config.data.keys()))
+
+
+def _of_set(config: TrainConfig, name: str) -> dict[str, Any]:
+    """What is stated for one data set."""
+    shares = {key: given.get(name, 0.0) if isinstance(given := getattr(config, key), dict) else given for key in ("valid", "test")}
+    shares = {key: float(share) if isinstance(share, int) else share for key, share in shares.items()}
+    references = config.references.get(name, "auto") if _references_by_set(config) else config.references
+    return {"data": config.data[name], "sampling": {}, "references": references, **shares}
+
+
+def _read_set(config: TrainConfig) -> TrainingData:
+    """One data set, of one level of theory."""
     found = read(config.data, config.keys or None, config.energy_key, fixed=config.fixed)
     isolated = [frame for frame in found.frames if is_isolated_atom(frame)]
     frames, notes = _split_frames(config, [frame for frame in found.frames if not is_isolated_atom(frame)])
@@ -47,15 +108,13 @@ def read_data(config: TrainConfig) -> TrainingData:
         )
     sizes = ", ".join(f"{len(of_split)} {name}" for name, of_split in frames.items())
     sizes += f"; {len(isolated)} isolated atoms" if isolated else ""
-    if isinstance(config.references, str) and config.references != "auto":
+    if isinstance(config.references, str) and config.references not in ("auto", "fit"):
         energy_alone = {name: key for name, key in config.keys.items() if name == "energy"}  # atoms need no forces
         given = read(config.references, energy_alone or None, config.energy_key)
         isolated, notes = given.frames, [*notes, f"references: {given.report}"]
     summary = "\n".join([str(found.report), *notes, f"frames: {sizes}"])
     label_keys = {name: list(keys) for name, keys in found.report.used.items() if keys}
-    data = TrainingData(frames, isolated, label_keys, summary, _checksum(config))
-    _check_elements(data)
-    return data
+    return TrainingData(frames, isolated, label_keys, summary, "")
 
 
 def build_graphs(data: TrainingData, cutoff: float) -> None:
@@ -63,31 +122,80 @@ def build_graphs(data: TrainingData, cutoff: float) -> None:
     data.graphs = {name: [frame.graph(cutoff) for frame in of_split] for name, of_split in data.frames.items()}
 
 
-def find_references(config: TrainConfig, data: TrainingData) -> tuple[dict[int, float], str]:
-    """Energy of each element in eV, and how it was found."""
-    given, training = config.references, data.frames["train"]
+def find_references(config: TrainConfig, data: TrainingData) -> tuple[dict[int, float] | dict[str, dict[int, float]], str]:
+    """Energy of each element in eV, by data set where there are several, and how it was found.
+
+    Those of several data sets include the mean per atom of what they leave, as there is one shift for all.
+    """
+    if not data.data_sets:
+        return _references_of(config.references, config, data.elements, data.frames["train"], data.isolated)
+    tables, methods = {}, []
+    for number, name in enumerate(data.data_sets):
+        training, isolated = (
+            [frame for frame in frames if frame.info["data_set"] == number] for frames in (data.frames["train"], data.isolated)
+        )
+        given = config.references.get(name, "auto") if _references_by_set(config) else config.references
+        elements = sorted({int(z) for frame in training for z in np.unique(frame.numbers)})
+        if not training:  # only the model that is begun with has seen this one
+            elements = [z for z in data.elements if z in given]
+        table, method = _references_of(given, config, elements, training, isolated)
+        if not isinstance(given, dict) and config.shift == "auto" and len(rest := residual_energies(training, table)):
+            table = {z: energy + float(rest.mean()) for z, energy in table.items()}
+        tables[name], methods = table, [*methods, f"{name}: {method}"]
+    return {name: _completed(tables, name, data.elements) for name in tables}, "; ".join(methods)
+
+
+def _references_of(
+    given: Any, config: TrainConfig, elements: list[int], training: list[Frame], isolated: list[Frame]
+) -> tuple[dict[int, float], str]:
+    """Energies for the elements of one data set. Those of `start` are kept, and elements that are new to it found beside them."""
     if isinstance(given, dict):
         energies = {_atomic_number(key): float(energy) for key, energy in given.items()}
-        missing = [chemical_symbols[z] for z in data.elements if z not in energies]
-        if missing:
+        missing = [chemical_symbols[z] for z in elements if z not in energies]
+        if missing and not config.start:
             lacking = ", ".join(missing)
             raise ValueError(f"references must name every element of the data, {lacking} missing; add them in eV or use references=auto")
-        return {z: energies[z] for z in data.elements}, "given"
+        if missing:
+            energies = fitted_energies(training, elements, known=energies)
+        return {z: energies[z] for z in elements}, "given" + (f", {', '.join(missing)} by ridge regression beside them" if missing else "")
     if not any(frame.labels.get("energy") is not None for frame in training):
-        return dict.fromkeys(data.elements, 0.0), "none: the training set has no energies"
-    energies, method = reference_energies(training, data.isolated or None)
-    return {int(z): float(energies[z]) for z in data.elements}, method
+        return dict.fromkeys(elements, 0.0), "none: the training set has no energies"
+    if given == "fit" and config.start:
+        before = stored_references(config.start)
+        if is_by_data_set(before):
+            before = {z: float(np.mean([table[z] for table in before.values()])) for z in next(iter(before.values()))}
+        return fitted_energies(training, elements, prior=before), f"ridge regression around those of {config.start}"
+    energies, method = reference_energies(training, isolated or None)
+    return {int(z): float(energies[z]) for z in elements}, method
 
 
-def find_scale_and_shift(config: TrainConfig, data: TrainingData, references: dict[int, float]) -> tuple[float, float]:
+def _completed(tables: dict[str, dict[int, float]], name: str, elements: list[int]) -> dict[int, float]:
+    """The table of a data set with all elements of the model: from the other sets, by how they differ on the elements they share."""
+    own = tables[name]
+    complete = {}
+    for z in elements:
+        guesses = [
+            other[z] + float(np.mean([own[k] - other[k] for k in shared]))
+            for other in tables.values()
+            if z in other and (shared := own.keys() & other.keys())
+        ]
+        complete[z] = own[z] if z in own else float(np.mean(guesses)) if guesses else float(np.mean(list(own.values())))
+    return complete
+
+
+def find_scale_and_shift(config: TrainConfig, data: TrainingData, references: dict) -> tuple[float, float]:
     """Typical size of the energies a model predicts, eV, and the mean per atom of what the references leave."""
-    rest = residual_energies(data.frames["train"], references)
+    training = data.frames["train"]
+    by_set = [([training[n] for n in data.of_set("train", name)], references[name]) for name in data.data_sets] or [(training, references)]
+    rest = np.concatenate([residual_energies(frames, table) for frames, table in by_set])
     scale, shift = config.scale, config.shift
     if scale == "auto":
-        has_forces = any(frame.labels.get("forces") is not None for frame in data.frames["train"])
-        scale = float(force_rms(data.frames["train"])) if has_forces else float(rest.std()) if len(rest) else 1.0
+        has_forces = any(frame.labels.get("forces") is not None for frame in training)
+        scale = float(force_rms(training)) if has_forces else float(rest.std()) if len(rest) else 1.0
         scale = scale if np.isfinite(scale) and scale > 1e-6 else 1.0
-    return scale, (float(rest.mean()) if len(rest) else 0.0) if shift == "auto" else shift
+    if shift == "auto":
+        shift = float(rest.mean()) if len(rest) and not data.data_sets else 0.0
+    return scale, shift
 
 
 def find_average_neighbors(data: TrainingData) -> float:
@@ -132,7 +240,8 @@ def _check_elements(data: TrainingData) -> None:
 
 def data_files(config: TrainConfig) -> list[Path]:
     """All files that a run goes on with, also those in folders; reference energies are numbers in config.yaml once it has begun."""
-    named: list[Any] = [config.data, config.valid, config.test]
+    given = (config.data, config.valid, config.test)
+    named: list[Any] = [files for item in given for files in (item.values() if isinstance(item, dict) else [item])]
     paths = [Path(path) for item in named for path in (item if isinstance(item, list) else [item]) if isinstance(path, str)]
     return [file for path in paths for file in files_of(path) if file.name != "lock.mdb"]  # who reads an LMDB, not what is in it
 

@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from ase.data import chemical_symbols
+from torch import nn
 
-from equimol.models import MODELS, Potential, core, load
+from equimol.models import MODELS, Potential, by_number, core, is_by_data_set, load
 from equimol.models.file import read_metadata
 from equimol.training.config import TrainConfig, check_keys, config_from
 
@@ -18,7 +20,14 @@ def settle(config: TrainConfig) -> TrainConfig:
     stored = _flat(read_metadata(config.start)["description"])
     taken: dict[str, Any] = {name: stored[name] for name in ("scale", "shift") if getattr(config, name) == "auto" and name in stored}
     if config.references == "auto" and "references" in stored:
-        taken["references"] = {int(z): energy for z, energy in stored["references"].items()}
+        by_set = is_by_data_set(stored["references"])
+        if by_set and not isinstance(config.data, dict):
+            raise ValueError(
+                f"data must be {{data set: files}}, as {config.start} tells {', '.join(stored['references'])} apart;"
+                " name one of them, or a new one"
+            )
+        if by_set or not isinstance(config.data, dict):  # of one level of theory they say nothing on others
+            taken["references"] = stored_references(config.start)
     if config.preset == "auto":
         taken["preset"], settings = _nearest_preset(config.model, stored)
         taken["settings"] = settings | config.settings
@@ -27,30 +36,38 @@ def settle(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **taken)
 
 
+def stored_references(path: str) -> dict:
+    """Reference energies in a model file, eV, by atomic number, and by data set where it has several."""
+    return by_number(_flat(read_metadata(path)["description"]).get("references", {}))
+
+
 def take_weights(model: Potential, path: str) -> str:
     """Puts the weights of a file into the model, in place, where names and shapes agree; the rest stays as it is. Says which is which.
 
-    The first axis of a table by element is taken element by element: the model may know fewer of them than the file.
+    The first axis of a table by element is taken element by element: the model may know fewer of them than the file, or more, whose
+    rows are new. Of new data sets the encoding begins with zeros.
     """
     old, new = core(load(path)), core(model)
-    missing = sorted(set(new.elements) - set(old.elements))
-    if missing:
-        lacking = ", ".join(chemical_symbols[z] for z in missing)
-        raise ValueError(f"the elements of the data must be among those of start, {lacking} missing in {path}; leave such frames out")
-    rows = [old.elements.index(z) for z in new.elements]
+    rows, places = ([m.elements.index(z) for z in old.elements if z in new.elements] for m in (old, new))
+    sets = getattr(new.config, "data_sets", 0) - getattr(old.config, "data_sets", 0)
     given, wanted = old.state_dict(), new.state_dict()
     taken = {}
     for name in given.keys() & wanted.keys():
-        by_element = given[name].shape[:1] == (len(old.elements),) and wanted[name].shape[:1] == (len(rows),)
-        value = given[name][rows] if by_element else given[name]
-        if value.shape == wanted[name].shape:
+        value, fresh = given[name], wanted[name]
+        if value.shape[:1] == (len(old.elements),) and fresh.shape == (len(new.elements), *value.shape[1:]):
+            taken[name] = fresh.clone().index_copy_(0, torch.tensor(places), value[rows].to(fresh))
+        elif sets > 0 and value.ndim == 2 and fresh.shape == (len(value), value.shape[1] + sets):
+            taken[name] = nn.functional.pad(value, (0, sets))
+        elif value.shape == fresh.shape:
             taken[name] = value
     if not taken:
         raise ValueError(f"model must share weights with start: no name and shape of {new.name} is in {path} ({old.name}); set model=...")
     new.load_state_dict(taken, strict=False)
     before, after = _plain(old.config), _plain(new.config)
     changed = [f"{key} {before[key]} -> {after[key]}" for key in after if key != "elements" and after[key] != before.get(key, after[key])]
+    elements = [chemical_symbols[z] for z in new.elements if z not in old.elements]
     lines = [f"start: {len(taken)} of {len(wanted)} weights are those of {path} ({old.name})"]
+    lines += [f"  new elements: {', '.join(elements)}"] * bool(elements)
     for title, names in (("new", wanted.keys() - taken.keys()), ("left behind", given.keys() - taken.keys())):
         if names:
             lines.append(f"  {title}: {', '.join(_prefixes(names, taken))}")

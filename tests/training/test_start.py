@@ -62,10 +62,22 @@ def test_the_same_model_gives_the_same_energies(tmp_path: Path):
 def test_what_cannot_be_taken_is_refused_with_the_reason(direct: Path):
     with pytest.raises(ValueError, match=r"model must share weights with start: no name and shape of mace is in .* \(escaip_direct\)"):
         take_weights(of("mace"), str(direct))
-    with pytest.raises(ValueError, match="the elements of the data must be among those of start, C, O missing"):
-        take_weights(build_model("escaip", elements=[1, 6, 8]), str(direct))
     with pytest.raises(ValueError, match="there is no model file"):
         settled(direct.with_name("absent.equimol"), "model=escaip")
+
+
+def test_new_elements_begin_afresh(direct: Path):
+    """Beside the rows of those that the file knows."""
+    torch.manual_seed(1)
+    model, old = core(build_model("escaip", elements=[1, 6, 8, 29])), core(load(direct))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "  new elements: C, O\n" in take_weights(model, str(direct))
+    tables = [name for name, value in model.state_dict().items() if value.shape[:1] == (4,)]
+    assert tables
+    for name in tables:
+        value, stored = model.state_dict()[name], old.state_dict()[name]
+        assert torch.equal(value[[1, 2]], before[name][[1, 2]])
+        assert torch.equal(value[[0, 3]], stored[[old.elements.index(1), old.elements.index(29)]])
 
 
 def test_what_is_left_open_is_taken_from_the_file(direct: Path):
