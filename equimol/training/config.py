@@ -28,7 +28,9 @@ class TrainConfig:
     test: Annotated[float | str | list[str] | dict, "test: a fraction, a number of frames, or file(s); or those by data set"] = 0.1
     sampling: Annotated[dict, "data set: its share of the frames of a step; {}: by its number of frames"] = field(default_factory=dict)
     references: Annotated[
-        str | dict, "auto (isolated atoms, else ridge regression), a file of isolated atoms, {element: eV}, or any of these by data set"
+        str | dict,
+        "auto (those of start, else isolated atoms, else ridge regression), fit (ridge regression around those of start), "
+        "a file of isolated atoms, {element: eV}, or any of these by data set",
     ] = "auto"
     level_of_theory: Annotated[str | None, "written into the model file"] = None
     # the model

@@ -30,10 +30,9 @@ from equimol.training.prepare import (
     build_graphs,
     data_set_names,
     find_average_neighbors,
-    find_references,
-    find_scale_and_shift,
     read_data,
 )
+from equimol.training.references import find_references, find_scale_and_shift
 from equimol.training.start import settle, take_weights
 
 
@@ -203,7 +202,7 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
         text += f", {sum(p.numel() for p in model.parameters() if not p.requires_grad)} of them frozen"
     for name, table in references.items() if data.data_sets else [("", references)]:
         values = ", ".join(f"{chemical_symbols[z]} {energy:.6f}" for z, energy in table.items())
-        print(f"reference energies{name and ' of ' + name} ({method}), eV: {values}")
+        print(f"reference energies {f'of {name}' if name else f'({method})'}, eV: {values}")
     print(f"{text}, scale {scale:.3g} eV, {neighbors:.1f} neighbours; into {folder}", flush=True)
     summary = {
         "parameters": parameters,

@@ -18,7 +18,9 @@ def settle(config: TrainConfig) -> TrainConfig:
     """The settings with what they leave open taken from the file `start`: preset and model's settings, cutoff, references, scale, shift."""
     check_keys("MODELS", [config.model], MODELS)
     stored = _flat(read_metadata(config.start)["description"])
-    taken: dict[str, Any] = {name: stored[name] for name in ("scale", "shift") if getattr(config, name) == "auto" and name in stored}
+    taken: dict[str, Any] = {}
+    if config.scale == "auto" and "scale" in stored:
+        taken["scale"] = stored["scale"]
     if config.references == "auto" and "references" in stored:
         by_set = is_by_data_set(stored["references"])
         if by_set and not isinstance(config.data, dict):
@@ -28,6 +30,9 @@ def settle(config: TrainConfig) -> TrainConfig:
             )
         if by_set or not isinstance(config.data, dict):  # of one level of theory they say nothing on others
             taken["references"] = stored_references(config.start)
+    kept = isinstance(taken.get("references", config.references), dict)  # those that are found anew find what the shift is for
+    if config.shift == "auto" and "shift" in stored and kept:
+        taken["shift"] = stored["shift"]
     if config.preset == "auto":
         taken["preset"], settings = _nearest_preset(config.model, stored)
         taken["settings"] = settings | config.settings

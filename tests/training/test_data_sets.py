@@ -16,7 +16,8 @@ from equimol.training.batches import StepSampler
 from equimol.training.config import config_from, load_config
 from equimol.training.evaluate import evaluate
 from equimol.training.fit import fit
-from equimol.training.prepare import find_references, find_scale_and_shift, read_data
+from equimol.training.prepare import read_data
+from equimol.training.references import find_references, find_scale_and_shift
 from equimol.training.start import settle, take_weights
 
 TETRAHEDRON = 1.3 * np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])

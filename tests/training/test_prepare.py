@@ -6,7 +6,8 @@ import pytest
 
 from equimol.data.errors import DataError
 from equimol.training.config import load_config
-from equimol.training.prepare import build_graphs, find_references, find_scale_and_shift, read_data
+from equimol.training.prepare import build_graphs, read_data
+from equimol.training.references import find_references, find_scale_and_shift
 
 
 def test_isolated_atoms_give_references_and_are_not_trained_on(tmp_path: Path, emt_frames, write_frames):
