@@ -25,6 +25,7 @@ LEAST_THRESHOLD = 2.4  # where SiLU begins to bend down, which a smooth tail goe
 TINY = 1e-6  # Å, added to lengths of directions
 EXPONENTIAL_STEEPNESS = 20.0
 GROUP_COST = 24.0  # empty slots that take as long as another group of atoms with equally many neighbours
+ONE_GROUP = 1.25  # slots for each bond up to which one group is quicker than several, whose features are cut and joined in every layer
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,9 @@ def line_graph_indices(config: DPA3Config, graph: AtomicGraph, uniform: bool = F
         atoms, lengths = len(graph.numbers), graph.displacements().norm(dim=-1)
         kept = torch.nonzero(_nearest(lengths, graph.receivers, config.nearest, atoms) & (lengths < config.cutoff)).flatten()
         senders, receivers, lengths = graph.senders[kept], graph.receivers[kept], lengths[kept]
-        bonds = slot_indices(senders, receivers, atoms, own=False, group_cost=math.inf if uniform else GROUP_COST)
+        most = int(torch.bincount(receivers).max()) if len(receivers) else 0
+        group_cost = math.inf if uniform or atoms * most <= ONE_GROUP * len(receivers) else GROUP_COST
+        bonds = slot_indices(senders, receivers, atoms, own=False, group_cost=group_cost)
         of_edge = torch.zeros(len(kept) + 2, dtype=torch.long, device=kept.device)
         of_edge[bonds["edge"]] = torch.arange(len(bonds["edge"]), device=kept.device)
         close = _nearest(lengths, receivers, config.angle_nearest, atoms) & (lengths < config.angle_cutoff)

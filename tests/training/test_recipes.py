@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from equimol.models import load
+from equimol.models import data_sets, load
 from equimol.training.config import load_config
 from equimol.training.fit import fit
 
@@ -27,7 +27,8 @@ def train(tmp_path: Path, write_frames: Callable, no_report: None) -> Callable[.
 
 def test_every_recipe_is_short_and_run_here():
     recipes = {path.name for path in EXAMPLES.glob("*.yaml")}
-    assert recipes == {f"{name}_escaip.yaml" for name in ("spice", "oc20", "periodic")} | {"escaip_pretrain.yaml", "escaip_finetune.yaml"}
+    escaip = {f"{name}_escaip.yaml" for name in ("spice", "oc20", "periodic")} | {"escaip_pretrain.yaml", "escaip_finetune.yaml"}
+    assert recipes == escaip | {"dpa3_data_sets.yaml", "dpa3_finetune.yaml"}
     for name in recipes:
         lines = (EXAMPLES / name).read_text().splitlines()
         assert lines[0].startswith("# ") and sum(not line.startswith("#") for line in lines) <= 10
@@ -68,3 +69,15 @@ def test_pre_training_then_fine_tuning(train: Callable, emt_frames: Callable):
     before, after = load(first / "model.equimol"), load(second / "model.equimol")
     assert not before.conservative and after.conservative
     assert after.cutoff == before.cutoff and "left behind" in (second / "data.txt").read_text()
+
+
+def test_several_data_sets_then_one_more(tmp_path: Path, write_frames: Callable, emt_frames: Callable, no_report: None):
+    paths = {name: write_frames(tmp_path / f"{name}.xyz", emt_frames(12, seed)) for seed, name in enumerate(("water", "molecules", "ice"))}
+    given = [*SHORT, "preset=tiny", "cutoff=4", "zbl=false"]
+    first = [f"data.{name}={paths[name]}" for name in ("water", "molecules")]
+    both = fit(load_config(EXAMPLES / "dpa3_data_sets.yaml", [*first, *given, f"out={tmp_path / 'both'}"]))
+    assert data_sets(load(both / "model.equimol")) == ("water", "molecules")
+    second = [f"data.{name}={paths[name]}" for name in ("ice", "water")]
+    start = f"start={both / 'model.equimol'}"
+    after = fit(load_config(EXAMPLES / "dpa3_finetune.yaml", [*second, *given, start, f"out={tmp_path / 'ice'}"]))
+    assert data_sets(load(after / "model.equimol")) == ("water", "molecules", "ice")
