@@ -90,6 +90,7 @@ def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
     from equimol.bench import append_rows, describe_surroundings
     from equimol.data import read as read_frames
     from equimol.models import load
+    from equimol.training.config import load_config
     from equimol.training.evaluate import evaluate
 
     folder = work / name
@@ -123,7 +124,7 @@ def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
     frames = read_frames(folder / "test.xyz").frames
     errors = evaluate(model, frames).errors
     keys = ("energy_mae_mev_per_atom", "forces_mae_mev_per_angstrom", "forces_rmse_mev_per_angstrom")
-    steps = json.loads((run / "summary.json").read_text()).get("steps", "")
+    steps = load_config(run / "config.yaml").steps
     rows = [{"code": "equimol", "steps": steps, "parameters": sum(p.numel() for p in model.parameters())} | {k: errors[k] for k in keys}]
     if peer:
         rows.append({"code": "fairchem-core"} | json.loads((folder / "fairchem.json").read_text()))

@@ -30,7 +30,7 @@ def structures() -> list[Atoms]:
     found.append(bulk("CsCl", "cesiumchloride", a=4.12, cubic=True))
     for name in ("H2O", "CH3CH2OH", "C6H6", "SO2", "HCN"):
         atoms = molecule(name)
-        atoms.set_cell(np.diag(np.ptp(atoms.positions, axis=0) + 4.0))
+        atoms.set_cell(np.diag(np.ptp(atoms.positions, axis=0) + 4.7))
         atoms.pbc = True
         found.append(atoms)
     for atoms in found:

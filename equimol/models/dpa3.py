@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import ConfiguredPotential
-from equimol.nn.angle_tiles import angle_tiles
-from equimol.nn.groups import Groups, by_group, slot_indices
-from equimol.nn.silut import Tail, silut
+from equimol.nn.groups import Groups, by_group, joined, slot_indices
 from equimol.ops import gather
+from equimol.ops.silut import Tail, silut
+from equimol.ops.tiles import tiles
 
 LENGTH_SCALE = 0.3  # sigma, by which published models divide envelope / distance
 NEARLY_ONE = 1 - 1e-6  # of cosines, whose inverse the published form once took
@@ -249,17 +249,19 @@ class Layer(nn.Module):
         wanted = [layer for layer, want in ((self.message, for_atoms), (self.bond_self, for_bonds)) if want]
         weight, bias = torch.cat([layer.weight for layer in wanted]), torch.cat([layer.bias for layer in wanted])
         of_receiver, of_sender, of_bond = weight.split([config.width, config.width, config.bond_width], 1)
-        pairs = (bonds @ of_bond.T).add_(gather(atoms @ of_sender.T, graph.senders))
         receiving = by_atom(torch.addmm(bias, atoms, of_receiver.T), graph.groups)
         messages = self.message.out_features if for_atoms else 0
-        pairs = [self.act(pair + mine) for pair, mine in zip(by_group(pairs, graph.groups), receiving, strict=True)]
-        pairs = [pair.split([messages, pair.shape[-1] - messages], -1) for pair in pairs]
-        of_self = torch.cat([update.flatten(0, 1) for _, update in pairs]) if for_bonds else None
+        parts = (by_group(x, graph.groups) for x in (bonds, gather(atoms @ of_sender.T, graph.senders), graph.weights))
+        found = [  # tiles of one row
+            tiles(bond.unsqueeze(1), mine, sending, of_bond, torch.ones_like(weights[:, 0]), weights[..., 0], messages, config.tail)
+            for mine, bond, sending, weights in zip(receiving, *parts, strict=True)
+        ]
+        of_self = joined([update.flatten(0, 2) for _, update in found]) if for_bonds else None
         if not for_atoms:
             return None, of_self
-        weights, vectors = by_group(graph.weights, graph.groups), by_group(graph.vectors * graph.weights, graph.groups)
+        vectors = by_group(graph.vectors * graph.weights, graph.groups)
         updates = [self.act(self.atom_self(atoms)), self.act(self.symmetric(self._symmetrized(graph, atoms, bonds, vectors)))]
-        message = torch.cat([torch.matmul(w.mT, message)[:, 0] for w, (message, _) in zip(weights, pairs, strict=True)])
+        message = joined([message[:, 0] for message, _ in found])
         updates += (message / config.neighbors).split(config.width, 1)
         return self.atom_update(atoms, updates), of_self
 
@@ -267,7 +269,7 @@ class Layer(nn.Module):
         """Scalar products of sums of vectors, of the bonds' features and of those of the neighbours: first ``axis`` times all."""
         found = []
         for features in (bonds, gather(atoms, graph.senders)):
-            frames = torch.cat([torch.matmul(v.mT, x) for v, x in zip(vectors, by_group(features, graph.groups), strict=True)])
+            frames = joined([torch.matmul(v.mT, x) for v, x in zip(vectors, by_group(features, graph.groups), strict=True)])
             found.append(torch.matmul(frames[..., : self.config.axis].mT, frames).flatten(1))
         return torch.cat(found, 1) / (3 * self.config.neighbors)
 
@@ -288,12 +290,12 @@ class Layer(nn.Module):
         parts = (by_group(x, graph.angle_groups) for x in (sides @ of_first.T, sides @ of_second.T, graph.angle_weights))
         messages, sums, after = self.angle_message.out_features if for_bonds else 0, [], []
         for angle, center, first, second, weights in zip(angles, centers, *parts, strict=True):
-            message, update = angle_tiles(angle, first + center, second, of_angle, weights, messages, config.tail)
+            message, update = tiles(angle, first + center, second, of_angle, weights[..., 0], weights[..., 0], messages, config.tail)
             sums.append(message.flatten(0, 1))
             after.append(self.angle_update(angle, [update]) if for_angles else angle)
         if not for_bonds:
             return None, after
-        sums = torch.cat(sums) / math.sqrt(config.angle_neighbors)
+        sums = joined(sums) / math.sqrt(config.angle_neighbors)
         if config.bonds_without_angles == "nothing":  # the same for all of them
             found = torch.cat([self.act(self.angle_bond.bias)[None], self.act(self.angle_bond(sums))])
             return gather(found, graph.angle_of_bond), after

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
-from equimol.nn.groups import Groups, blocks_of, by_group, slot_indices
+from equimol.nn.groups import Groups, blocks_of, by_group, joined, slot_indices
 from equimol.nn.neighbor_attention import legendre_polynomials, neighbor_attention, own_attention
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
@@ -98,11 +98,11 @@ class Block(NamedTuple):
         """Adds the rows of atoms to those of all their slots."""
         counts = [many for many, _ in self.groups]
         parts = zip(by_group(values, self.groups), of_atoms.split(counts), strict=True)
-        return _joined([(part + mine.unsqueeze(1)).flatten(0, 1) for part, mine in parts])
+        return joined([(part + mine.unsqueeze(1)).flatten(0, 1) for part, mine in parts])
 
     def own(self, values: Float[Tensor, "slots width"]) -> Float[Tensor, "atoms width"]:
         """The slots of the atoms themselves: the first of each."""
-        return _joined([part[:, 0] for part in by_group(values, self.groups)])
+        return joined([part[:, 0] for part in by_group(values, self.groups)])
 
 
 class Neighborhoods(NamedTuple):
@@ -522,12 +522,7 @@ def _kept(update: Float[Tensor, "slots width"], survival: Tensor | None, block: 
     if survival is None:
         return update
     parts = zip(by_group(update, block.groups), survival[block.atoms].split([many for many, _ in block.groups]), strict=True)
-    return _joined([(part * factor.unsqueeze(1)).flatten(0, 1) for part, factor in parts])
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Rows after one another, without a copy where there is but one part."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return joined([(part * factor.unsqueeze(1)).flatten(0, 1) for part, factor in parts])
 
 
 def gaussians(distance: Float[Tensor, " slots"], cutoff: float, size: int) -> Float[Tensor, "slots size"]:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 
@@ -22,6 +21,8 @@ class CubicWeights(NamedTuple):
 
 def cubic_table(values: Float[Tensor, "knots columns"]) -> Float[Tensor, "knots_plus_two columns"]:
     """Coefficients of B-splines that pass through values at equidistant knots: two continuous derivatives, natural ends not assumed."""
+    from scipy.interpolate import make_interp_spline  # here: it takes a quarter of a second, which most models need not wait
+
     knots = torch.arange(len(values), dtype=torch.float64)
     spline = make_interp_spline(knots.numpy(), values.double().cpu().numpy(), k=3)
     at, curve = (torch.from_numpy(spline(knots.numpy(), order)) for order in (0, 2))

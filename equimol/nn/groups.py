@@ -65,6 +65,11 @@ def by_group(x: Float[Tensor, "slots ..."], groups: Groups) -> list[Tensor]:
     return [part.unflatten(0, (many, size)) for part, (many, size) in zip(parts, groups, strict=True)]
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows after one another, without a copy where there is but one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def blocks_of(groups: Sequence[Sequence[int]], rows: int) -> list[tuple[slice, list[list[int]]]]:
     """Cuts groups of [n atoms, m slots] into blocks of about so many slots: the atoms of each, and its groups."""
     blocks: list[tuple[slice, list[list[int]]]] = []

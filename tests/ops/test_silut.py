@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from equimol.nn.silut import Tail, silut
+from equimol.ops.silut import Tail, silut
 
 
 @pytest.mark.parametrize("smooth", [True, False])

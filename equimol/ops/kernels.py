@@ -1,0 +1,92 @@
+"""Which kernel an operation runs, and why: EQUIMOL_KERNELS=off, auto (the default) or require. Compiled at first use, never at import."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "require")
+CPU = ("tiles",)  # operations with a source in kernels/cpu
+DTYPES = (torch.float32, torch.float64)
+
+
+def find_kernel(operation: str, name: str, like: Tensor) -> Callable[..., int] | None:
+    """A compiled function of an operation for such tensors, or None where PyTorch's operations are to be used. See `run`.
+
+    Raises:
+        RuntimeError: a kernel is required and there is none; the message says why.
+        ValueError: the variable is none of its choices.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted not in CHOICES:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {wanted!r}")
+    if wanted == "off":
+        return None
+    reason = why_not(operation, like.device.type, like.dtype)
+    if reason and wanted == "require":
+        raise RuntimeError(f"{VARIABLE}=require, but {operation} has no kernel: {reason}; use {VARIABLE}=auto")
+    return None if reason else _compiled(operation, name, like.dtype)
+
+
+def why_not(name: str, device: str, dtype: torch.dtype) -> str:
+    """Why an operation runs as PyTorch's operations there; empty where it has a kernel."""
+    if device != "cpu":
+        return f"there is none for {device} yet"
+    if name not in CPU:
+        return "there is none yet"
+    if dtype not in DTYPES:
+        return f"there is none for {str(dtype).removeprefix('torch.')}"
+    return _compiler()
+
+
+def run(kernel: Callable[..., int], n: int, *arguments: Tensor | float | int) -> int:
+    """kernel(start, stop, *arguments) for parts of 0..n, one for each thread that PyTorch may use. Returns the sum of what they return.
+
+    Tensors must be contiguous and large enough: a kernel does not look.
+    """
+    places = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    threads = min(torch.get_num_threads(), n)
+    if threads < 2:
+        return kernel(0, n, *places)
+    bounds = [n * part // threads for part in range(threads + 1)]
+    pool = _pool(torch.get_num_threads() - 1)
+    others = [pool.submit(kernel, start, stop, *places) for start, stop in zip(bounds[1:-1], bounds[2:], strict=True)]
+    return kernel(bounds[0], bounds[1], *places) + sum(other.result() for other in others)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="equimol")
+
+
+@cache
+def _compiler() -> str:
+    """Why there is none; empty where there is one."""
+    try:
+        import llvmlite.binding  # noqa: F401
+    except ImportError as error:  # none for this Python or machine
+        return f"llvmlite cannot be imported ({error})"
+    return ""
+
+
+@cache
+def _compiled(operation: str, name: str, dtype: torch.dtype) -> Callable[..., int]:
+    """A function of the source of an operation: in kernels/ beside the package of a checkout, or in equimol/_kernels of a wheel."""
+    from equimol.ops.vector_code import compiled
+
+    package = Path(__file__).parents[1]
+    places = [folder / "cpu" / f"{operation}.py" for folder in (package / "_kernels", package.parent / "kernels")]
+    path = next((path for path in places if path.exists()), None)
+    if path is None:
+        raise RuntimeError(f"kernels must be beside the package, found none of {', '.join(map(str, places))}; install EquiMol again")
+    spec = importlib.util.spec_from_file_location(f"equimol_kernels_{operation}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return compiled(getattr(module, name), dtype)

@@ -1,0 +1,44 @@
+"""Which kernel runs, and what is said where none does."""
+
+import pytest
+import torch
+
+from equimol.ops import kernels
+from equimol.ops.kernels import find_kernel, run, why_not
+
+
+@pytest.mark.parametrize(("choice", "there"), [("off", False), ("auto", True), ("require", True)])
+def test_the_variable_chooses(monkeypatch, choice, there):
+    monkeypatch.setenv("EQUIMOL_KERNELS", choice)
+    assert (find_kernel("tiles", "forward", torch.zeros(1)) is not None) == there
+
+
+def test_a_missing_kernel_is_named_with_the_reason(monkeypatch):
+    half = torch.zeros(1, dtype=torch.float16)
+    assert find_kernel("tiles", "forward", half) is None and "float16" in why_not("tiles", "cpu", torch.float16)
+    assert why_not("tiles", "cuda", torch.float32) == "there is none for cuda yet"
+    monkeypatch.setenv("EQUIMOL_KERNELS", "require")
+    with pytest.raises(RuntimeError, match="EQUIMOL_KERNELS=require, but tiles has no kernel: there is none for float16"):
+        find_kernel("tiles", "forward", half)
+    monkeypatch.setattr(kernels, "_compiler", lambda: "llvmlite cannot be imported (no)")
+    with pytest.raises(RuntimeError, match=r"llvmlite cannot be imported \(no\); use EQUIMOL_KERNELS=auto"):
+        find_kernel("tiles", "forward", torch.zeros(1))
+    monkeypatch.setenv("EQUIMOL_KERNELS", "on")
+    with pytest.raises(ValueError, match="EQUIMOL_KERNELS must be one of auto, off, require, got 'on'"):
+        find_kernel("tiles", "forward", torch.zeros(1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_parts_cover_everything_once(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    counts = torch.zeros(7)
+
+    def kernel(start, stop, place, number):
+        assert place == counts.data_ptr() and number == 3
+        counts[start:stop] += 1
+        return stop - start
+
+    for n in (0, 1, 2, 7):
+        counts.zero_()
+        assert run(kernel, n, counts, 3) == n
+        assert counts.tolist() == [1.0] * n + [0.0] * (7 - n)
