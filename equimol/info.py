@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 
 from equimol.models import MODELS, Potential, by_number, core, is_by_data_set
 from equimol.models.file import load, read_metadata
+from equimol.ops.kernels import CPU, VARIABLE, wanted, why_not
 from equimol.tensor_products import TENSOR_PRODUCTS
 from equimol.training.metrics import error_table
 
@@ -31,8 +32,16 @@ def describe_machine() -> str:
             "devices": ", ".join(devices),
             "models": f"{models}",
             "products": ", ".join(TENSOR_PRODUCTS),
+            "kernels": _kernels(),
         }
     )
+
+
+def _kernels() -> str:
+    """Which operations are compiled, where, and what keeps the others from it."""
+    devices = ["cpu", *["cuda"] * torch.cuda.is_available()]
+    said = [f"{name} on {device}: {why_not(name, device, torch.float32) or 'compiled'}" for name in CPU for device in devices]
+    return f"{', '.join(said)}; all others: PyTorch's operations ({VARIABLE}={wanted()})"
 
 
 def describe_model(path: str | Path, device: str | None = None, dtype: str | None = None) -> str:

@@ -24,15 +24,21 @@ def find_kernel(operation: str, name: str, like: Tensor) -> Callable[..., int] |
         RuntimeError: a kernel is required and there is none; the message says why.
         ValueError: the variable is none of its choices.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
-    if wanted not in CHOICES:
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {wanted!r}")
-    if wanted == "off":
+    choice = wanted()
+    if choice == "off":
         return None
     reason = why_not(operation, like.device.type, like.dtype)
-    if reason and wanted == "require":
+    if reason and choice == "require":
         raise RuntimeError(f"{VARIABLE}=require, but {operation} has no kernel: {reason}; use {VARIABLE}=auto")
     return None if reason else _compiled(operation, name, like.dtype)
+
+
+def wanted() -> str:
+    """The choice of the environment."""
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {choice!r}")
+    return choice
 
 
 def why_not(name: str, device: str, dtype: torch.dtype) -> str:

@@ -61,11 +61,18 @@ class Tail(NamedTuple):
         values.view(-1)[beyond] = tail if factor is None else tail * factor.reshape(-1)[beyond]
         return values
 
-    def derivative(self, x: Tensor, order: int) -> Tensor:
+    @property
+    def numbers(self) -> tuple[float, float, float, float, bool]:
+        """Threshold; value and slope there; the rate at which a smooth tail's slope falls; whether it is smooth."""
+        if math.isinf(self.threshold):
+            return self.threshold, 0.0, 1.0, 1.0, True
         value, slope, bend = (float(_silu_derivative(torch.tensor(self.threshold, dtype=torch.float64), n)) for n in range(3))
+        return self.threshold, value, slope, -bend / slope if self.smooth else 1.0, self.smooth
+
+    def derivative(self, x: Tensor, order: int) -> Tensor:
+        _, value, slope, rate, _ = self.numbers
         beyond = x - self.threshold
         if self.smooth:
-            rate = -bend / slope
             decay = torch.exp(-rate * beyond)
             return value + slope * (1 - decay) / rate if order == 0 else slope * (-rate) ** (order - 1) * decay
         t = torch.tanh(slope * beyond)

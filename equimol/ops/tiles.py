@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,6 @@ from equimol.ops.kernels import find_kernel, run
 from equimol.ops.silut import Tail, silut
 
 NAMES = ("pairs", "first", "second", "weight", "first_weights", "second_weights")
-SUMMED = (2, 3, 5)  # of the six tensors, those whose derivatives are sums over rows or blocks
 BLOCK = {"cpu": 2**18, "cuda": 2**26}  # numbers in one array of a block: a few of them fit into the cache of a core, or into memory
 
 
@@ -33,7 +31,7 @@ def tiles(
 
     A linear layer of the concatenated features of an angle, its two bonds and its atom is such a sum of three, and with a single j so
     is that of a bond and its two atoms. Keeps its arguments alone: x is computed again for the derivatives, of which the first and the
-    second are written out. On a CPU they are compiled (kernels/cpu/tiles.py) where no x is beyond the tail's threshold.
+    second are written out, and on a CPU compiled (kernels/cpu/tiles.py).
     """
     tensors = pairs, first, second, weight, first_weights, second_weights
     n, j, k, width = pairs.shape
@@ -48,8 +46,7 @@ def tiles(
         raise ValueError(f"messages must be 0 to {len(weight)}, the rows of weight, got {messages}")
     if get_proxy_mode() is not None:  # a program is traced from plain operations
         return plain_tiles(pairs, first, second, weight, first_weights, second_weights, messages, tail)
-    summed, rest, _ = _Tiles.apply(pairs, first, second, weight, first_weights, second_weights, messages, tail)
-    return summed, rest
+    return _Tiles.apply(pairs, first, second, weight, first_weights, second_weights, messages, tail)
 
 
 def plain_tiles(
@@ -67,29 +64,24 @@ class _Tiles(Function):
         tensors = [x.contiguous() for x in (pairs, first, second, weight, first_weights, second_weights)]
         pairs, first, second, weight, v, w = tensors
         n, j, k, _ = pairs.shape
-        sizes = j, k, len(weight), messages
-        summed, rest, inside = pairs.new_empty(n, j, messages), pairs.new_empty(n, j, k, len(weight) - messages), True
+        sizes = j, k, len(weight), messages, *tail.numbers
+        summed, rest = pairs.new_empty(n, j, messages), pairs.new_empty(n, j, k, len(weight) - messages)
         kernel = find_kernel("tiles", "forward", pairs)
         for part in _blocks(pairs, weight):
             x, block = pairs[part] @ weight.T, (first[part], second[part], v[part], w[part], summed[part], rest[part])
-            if kernel and not run(kernel, len(x), *sizes, tail.threshold, x, *block):
-                continue
-            x.add_(first[part].unsqueeze(2)).add_(second[part].unsqueeze(1))
-            beyond = tail.beyond(x)
-            inside = inside and beyond is None
-            y = tail.replace(torch.nn.functional.silu(x), x, beyond, 0)
-            summed[part] = _sum(w[part], y[..., :messages]).mul_(v[part].unsqueeze(-1))
-            rest[part] = y[..., messages:]
-        return summed, rest, inside
+            if kernel:
+                run(kernel, len(x), *sizes, x, *block)
+            else:
+                _forward(messages, tail, x, *block)
+        return summed, rest
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.messages, tail = inputs
-        ctx.tail = Tail(math.inf, tail.smooth) if output[2] else tail  # not looked for again
+        *tensors, ctx.messages, ctx.tail = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx, of_summed, of_rest, _):
+    def backward(ctx, of_summed, of_rest):
         return *_Slope.apply(*ctx.saved_tensors, of_summed, of_rest, ctx.needs_input_grad[:6], ctx.messages, ctx.tail), None, None
 
 
@@ -100,11 +92,13 @@ class _Slope(Function):
     def forward(pairs, first, second, weight, first_weights, second_weights, of_summed, of_rest, wanted, messages, tail):
         tensors = [x.contiguous() for x in (pairs, first, second, weight, first_weights, second_weights, of_summed, of_rest)]
         pairs, first, second, weight, v, w, of_summed, of_rest = tensors
-        sizes = *pairs.shape[1:3], len(weight), messages
-        found = [torch.zeros_like(x) if n in SUMMED else torch.empty_like(x) for n, x in enumerate(tensors[:6])]
-        kernel = _kernel_inside(tail, "slope", pairs)
+        _, j, k, width = pairs.shape
+        sizes = j, k, len(weight), messages, *tail.numbers
+        found = [torch.zeros_like(x) if n in _summed(j) else torch.empty_like(x) for n, x in enumerate(tensors[:6])]
+        kernel = find_kernel("tiles", "slope", pairs)
         for part in _blocks(pairs, weight):
-            x, block = pairs[part] @ weight.T, [tensor[part] for tensor in (first, second, v, w, of_summed, of_rest)]
+            x = _product(pairs[part], weight, found[2][part])
+            block = [tensor[part] for tensor in (first, second, v, w, of_summed, of_rest)]
             block += [found[n][part] for n in (1, 2, 4, 5)]
             if kernel:
                 run(kernel, len(x), *sizes, x, *block)
@@ -112,9 +106,9 @@ class _Slope(Function):
                 x = _slope(messages, tail, x, *block)
             slope = x.view(-1, len(weight))
             if wanted[0]:
-                torch.matmul(slope, weight, out=found[0][part].view(-1, weight.shape[1]))
+                torch.matmul(slope, weight, out=found[0][part].view(-1, width))
             if wanted[3]:
-                found[3].addmm_(slope.T, pairs[part].view(-1, weight.shape[1]))
+                found[3].addmm_(slope.T, pairs[part].view(-1, width))
         return tuple(x if want else None for x, want in zip(found, wanted, strict=True))
 
     @staticmethod
@@ -139,11 +133,12 @@ def _bends(arguments: tuple[Tensor, ...], directions: tuple[Tensor | None, ...],
     pairs, first, second, weight, v, w, of_summed, of_rest = arguments
     others = zip((pairs, first, second, v, w), (*directions[:3], *directions[4:]), strict=True)
     to_pairs, *steps = (torch.zeros_like(x) if direction is None else direction.contiguous() for x, direction in others)
-    found = [torch.zeros_like(x) if n in SUMMED else torch.empty_like(x) for n, x in enumerate(arguments)]
-    sizes, width = (*pairs.shape[1:3], len(weight), messages), weight.shape[1]
-    kernel = _kernel_inside(tail, "bend", pairs)
+    _, j, k, width = pairs.shape
+    sizes = j, k, len(weight), messages, *tail.numbers
+    found = [torch.zeros_like(x) if n in _summed(j) else torch.empty_like(x) for n, x in enumerate(arguments)]
+    kernel = find_kernel("tiles", "bend", pairs)
     for part in _blocks(pairs, weight):
-        x, q = pairs[part] @ weight.T, to_pairs[part] @ weight.T
+        x, q = _product(pairs[part], weight, found[2][part]), to_pairs[part] @ weight.T
         to_first, to_second, to_v, to_w = (step[part] for step in steps)
         block = [first[part], second[part], to_first, to_second, v[part], w[part], to_v, to_w, of_summed[part], of_rest[part]]
         block += [found[n][part] for n in (1, 2, 4, 5, 6, 7)]
@@ -178,18 +173,34 @@ def _blocks(pairs: Float[Tensor, "n j k width"], weight: Float[Tensor, "out widt
     return (slice(start, min(n, start + step)) for start in range(0, n, step))
 
 
-def _kernel_inside(tail: Tail, name: str, like: Tensor) -> Callable[..., int] | None:
-    """The compiled form, which knows no tail, where no number needs one."""
-    return find_kernel("tiles", name, like) if math.isinf(tail.threshold) else None
+def _summed(rows: int) -> tuple[int, ...]:
+    """Of the six tensors, those whose derivatives are sums over rows or blocks."""
+    return (2, 3, 5) if rows > 1 else (3, 5)
+
+
+def _product(pairs: Float[Tensor, "n j k width"], weight: Float[Tensor, "out width"], of_second: Tensor) -> Float[Tensor, "n j k out"]:
+    """In the place of the derivative by ``second``, if there is a single row: it will be the same."""
+    if pairs.shape[1] != 1:
+        return pairs @ weight.T
+    torch.matmul(pairs[:, 0], weight.T, out=of_second)
+    return of_second.unsqueeze(1)
+
+
+def _forward(messages, tail, x, first, second, v, w, summed, rest) -> None:
+    """As the kernel, by PyTorch's operations."""
+    x.add_(first.unsqueeze(2)).add_(second.unsqueeze(1))
+    y = tail.replace(torch.nn.functional.silu(x), x, tail.beyond(x), 0)
+    torch.mul(_sum(w, y[..., :messages]), v.unsqueeze(-1), out=summed)
+    rest.copy_(y[..., messages:])
 
 
 def _slope(messages, tail, x, first, second, v, w, of_sum, of_rest, of_first, of_second, of_v, of_w) -> Tensor:
     """As the kernel, by PyTorch's operations; returns what that leaves in x."""
     x.add_(first.unsqueeze(2)).add_(second.unsqueeze(1))
     slope = tail.slope(_gradient(v, w, of_sum, of_rest), x)
+    product = _dot(silut(x[..., :messages], tail), of_sum)  # before x may be overwritten: see _product
     torch.sum(slope, 2, out=of_first)
     torch.sum(slope, 1, out=of_second)
-    product = _dot(silut(x[..., :messages], tail), of_sum)
     torch.matmul(product, w.unsqueeze(-1), out=of_v.unsqueeze(-1))
     torch.matmul(product.mT, v.unsqueeze(-1), out=of_w.unsqueeze(-1))
     return slope

@@ -66,6 +66,10 @@ class Value:
     def __rsub__(self, other: float) -> Value:
         return self.code.constant(other, like=self) - self
 
+    def above(self, limit: int) -> Value:
+        """Whether a whole number is more than that: a condition."""
+        return Value(self.code, self.code.builder.icmp_signed(">", self.value, ir.Constant(self.value.type, limit)))
+
     def __neg__(self) -> Value:
         return Value(self.code, self.code.builder.fneg(self.value))
 
@@ -142,6 +146,12 @@ class Code:
         self.builder.branch(head)
         self.builder.position_at_end(end)
 
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Instructions that are carried out under a condition."""
+        with self.builder.if_then(condition.value):
+            yield
+
     def below(self, begin: Value, end: Value) -> Value:
         """Which of the lanes begin, begin + 1, ... are below the end: a mask."""
         order = ir.Constant(ir.VectorType(INTEGER, self.lanes), list(range(self.lanes)))
@@ -167,26 +177,30 @@ class Code:
         self._call("llvm.masked.store", ir.VoidType(), arguments, f"v{self.lanes}{self._suffix}.p0")
 
     def sum(self, vector: Value) -> Value:
-        """Of all lanes, of numbers or of whole numbers."""
-        if vector.value.type.element == self.integer:
-            name = f"llvm.vector.reduce.add.v{self.lanes}i{self.integer.width}"
-            total = self.builder.call(self._declare(name, self.integer, (vector.value,)), (vector.value,))
-            return Value(self, self.builder.sext(total, INTEGER) if self.integer != INTEGER else total)
+        """Of all lanes."""
         arguments = ir.Constant(self.scalar, 0.0), vector.value
         name = f"llvm.vector.reduce.fadd.v{self.lanes}{self._suffix}"
         return Value(self, self.builder.call(self._declare(name, self.scalar, arguments), arguments, fastmath=("reassoc", *SLOPPY)))
 
-    def count_above(self, vector: Value, limit: Value) -> Value:
-        """One, as whole numbers, in the lanes that are above a limit: to be added up."""
-        above = self.builder.fcmp_ordered(">", vector.value, self.splat(limit).value)
-        return Value(self, self.builder.zext(above, ir.VectorType(self.integer, self.lanes)))
+    def exceeding(self, vector: Value, limit: Value) -> Value:
+        """Which lanes are above a limit: a mask."""
+        return Value(self, self.builder.fcmp_ordered(">", vector.value, self.splat(limit).value))
+
+    def any(self, mask: Value) -> Value:
+        """Whether a lane is: a condition."""
+        name = f"llvm.vector.reduce.or.v{self.lanes}i1"
+        return Value(self, self.builder.call(self._declare(name, ir.IntType(1), (mask.value,)), (mask.value,)))
+
+    def select(self, mask: Value, chosen: Value, otherwise: Value) -> Value:
+        """Lane by lane, or all of it by a condition."""
+        return Value(self, self.builder.select(mask.value, chosen.value, otherwise.value))
 
     def exp(self, x: Value) -> Value:
         """To the last bit or two; 0 and infinity are out of reach."""
         most, (high, low), builder = LARGEST[self.dtype], LN2[self.dtype], self.builder
-        for limit, word in ((most, "<"), (-most, ">")):
+        for limit, word in ((most, ">"), (-most, "<")):  # NaN is neither, and stays
             bound = self.splat(self.constant(limit)).value
-            x = Value(self, builder.select(builder.fcmp_ordered(word, x.value, bound), x.value, bound))
+            x = Value(self, builder.select(builder.fcmp_ordered(word, x.value, bound), bound, x.value))
         whole = Value(self, self._call("llvm.floor", self.vector, ((x * math.log2(math.e) + 0.5).value,), self._vector_suffix))
         rest = x - whole * high - whole * low
         series = self.splat(self.constant(1 / math.factorial(TERMS[self.dtype])))

@@ -1,0 +1,56 @@
+"""Instructions written in Python and compiled by LLVM."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from equimol.ops.vector_code import LANES, Code, compiled
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def functions(code: Code, n: int, x: Tensor, limit: float, exps: Tensor, picked: Tensor, sums: Tensor) -> None:
+    """exp of n numbers; what is above a limit, else its negative; sums of all and of n ones."""
+    total, count = code.variable(code.zeros()), code.variable(code.zeros())
+    with code.loop(0, n, code.lanes) as begin:
+        mask = code.below(begin, n)
+        values = code.load(x, begin, mask)
+        code.store(code.exp(values), exps, begin, mask)
+        above = code.exceeding(values, limit)
+        chosen = code.variable(-values)
+        with code.when(code.any(above)):
+            chosen.set(code.select(above, values * 1.0, chosen.get()))
+        code.store(chosen.get(), picked, begin, mask)
+        total.add(values)
+        count.add(code.select(mask, code.splat(code.constant(1.0)), code.zeros()))
+    code.store(code.sum(total.get()), sums, code.whole(0))
+    code.store(code.sum(count.get()), sums, code.whole(1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 7, 16, 33])
+def test_functions_of_any_number_of_numbers(dtype, n):
+    """Nothing beyond the last is touched."""
+    x = torch.linspace(-9, 9, 40, dtype=dtype)
+    exps, picked, sums = (torch.full((size,), 77.0, dtype=dtype) for size in (40, 40, 2))
+    compiled(functions, dtype)(n, x.data_ptr(), 2.0, exps.data_ptr(), picked.data_ptr(), sums.data_ptr())
+    precision = 3 * torch.finfo(dtype).eps
+    torch.testing.assert_close(exps[:n], x[:n].exp(), rtol=precision, atol=0)
+    assert torch.equal(picked[:n], torch.where(x[:n] > 2, x[:n], -x[:n]))
+    torch.testing.assert_close(sums, torch.tensor([x[:n].sum(), n], dtype=dtype), rtol=0, atol=100 * precision)
+    assert (exps[n:] == 77).all() and (picked[n:] == 77).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exp_far_out(dtype):
+    """It ends before it overflows; what is no number stays so."""
+    far = 86.0 if dtype == torch.float32 else 700.0
+    x = torch.cat([torch.linspace(-far, far, 1000, dtype=dtype), torch.tensor([torch.nan, 1e30, -1e30], dtype=dtype)])
+    found, others, sums = torch.empty_like(x), torch.empty_like(x), torch.empty(2, dtype=dtype)
+    compiled(functions, dtype)(len(x), x.data_ptr(), 2.0, found.data_ptr(), others.data_ptr(), sums.data_ptr())
+    torch.testing.assert_close(found[:1000], x[:1000].exp(), rtol=4 * torch.finfo(dtype).eps, atol=0)
+    assert found[1000].isnan() and found[1001] > 1e37 and 0 < found[1002] < 1e-37
+
+
+def test_a_vector_is_64_bytes():
+    assert all(lanes * dtype.itemsize == 64 for dtype, lanes in LANES.items())
