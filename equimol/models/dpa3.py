@@ -382,7 +382,7 @@ def line_graph_indices(config: DPA3Config, graph: AtomicGraph, uniform: bool = F
         of_edge[bonds["edge"]] = torch.arange(len(bonds["edge"]), device=kept.device)
         close = _nearest(lengths, receivers, config.angle_nearest, atoms) & (lengths < config.angle_cutoff)
         close = torch.nonzero(close).flatten()
-        angles = slot_indices(senders[close], receivers[close], atoms, own=False, group_cost=math.inf if uniform else 0.0)
+        angles = slot_indices(senders[close], receivers[close], atoms, own=False, group_cost=math.inf if uniform else GROUP_COST)
         taken = torch.nonzero((angles["edge"] > 0) & (angles["edge"] <= len(close))).flatten()  # the others count nothing
         angle_bonds = torch.zeros_like(angles["edge"])
         angle_bonds[taken] = of_edge[close[angles["edge"][taken] - 1] + 1]
