@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "escaip_training.csv"
+CODES = ["equimol", "fairchem-core"]
 SETS = ("ethanol", "spice", "oc20")
 HELD_OUT_SYSTEMS = 5
 
@@ -85,13 +86,9 @@ def prepare(data: Path, work: Path) -> None:
         print(name, [len(part) for part in parts], "frames;", len(elements), "elements")
 
 
-def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
-    """Both codes at once, each on a core of its own; then their errors on the test set."""
+def train(name: str, work: Path, peer: Path | None, minutes: float, codes: list[str]) -> None:
+    """Both codes at once, or one of them, each on a core of its own; then their errors on the test set."""
     from equimol.bench import append_rows, describe_surroundings
-    from equimol.data import read as read_frames
-    from equimol.models import load
-    from equimol.training.config import load_config
-    from equimol.training.evaluate import evaluate
 
     folder = work / name
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -101,8 +98,10 @@ def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
     command += [f"valid={folder / 'valid.xyz'}", "test=0", "preset=nano", "zbl=false", "batch=5", "compile=true", f"out={run}"]
     command += ["references={" + ", ".join(f"{z}: {e}" for z, e in references.items()) + "}"]
     cores = sorted(os.sched_getaffinity(0))
-    processes = {"equimol": subprocess.Popen(["taskset", "-c", str(cores[0]), *command], env=environment)}
-    if peer:
+    processes = {}
+    if "equimol" in codes:
+        processes["equimol"] = subprocess.Popen(["taskset", "-c", str(cores[0]), *command], env=environment)
+    if "fairchem-core" in codes:
         script = Path(__file__).parent / "peers" / "fairchem_escaip_train.py"
         arguments = [str(folder), str(minutes), str(folder / "fairchem.json")]
         pinned = ["taskset", "-c", str(cores[-1]), str(peer), "-W", "ignore", str(script), *arguments]
@@ -120,18 +119,30 @@ def train(name: str, work: Path, peer: Path | None, minutes: float) -> None:
                     for other in processes.values():
                         other.kill()
                     raise SystemExit(f"{code} failed with exit code {os.waitstatus_to_exitcode(status)}")
-    model = load(run / "model.equimol")
-    frames = read_frames(folder / "test.xyz").frames
-    errors = evaluate(model, frames).errors
-    keys = ("energy_mae_mev_per_atom", "forces_mae_mev_per_angstrom", "forces_rmse_mev_per_angstrom")
-    steps = load_config(run / "config.yaml").steps
-    rows = [{"code": "equimol", "steps": steps, "parameters": sum(p.numel() for p in model.parameters())} | {k: errors[k] for k in keys}]
-    if peer:
+    rows = []
+    if "equimol" in codes:
+        rows.append({"code": "equimol"} | our_errors(run, folder))
+    if "fairchem-core" in codes:
         rows.append({"code": "fairchem-core"} | json.loads((folder / "fairchem.json").read_text()))
     described = describe_surroundings(torch.float32) | {"threads": 1}
     rows = [{"set": name, "cpu_minutes": round(taken[row["code"]], 1)} | row | described for row in rows]
     print(*rows, sep="\n")
     append_rows(RESULTS, rows)
+
+
+def our_errors(run: Path, folder: Path) -> dict:
+    """Of the model of a run on the test set."""
+    from equimol.data import read as read_frames
+    from equimol.models import load
+    from equimol.training.config import load_config
+    from equimol.training.evaluate import evaluate
+
+    model = load(run / "model.equimol")
+    frames = read_frames(folder / "test.xyz").frames
+    errors = evaluate(model, frames).errors
+    keys = ("energy_mae_mev_per_atom", "forces_mae_mev_per_angstrom", "forces_rmse_mev_per_angstrom")
+    steps = load_config(run / "config.yaml").steps
+    return {"steps": steps, "parameters": sum(p.numel() for p in model.parameters())} | {key: errors[key] for key in keys}
 
 
 def table() -> None:
@@ -157,13 +168,14 @@ def main() -> None:
     command.add_argument("work", type=Path)
     command.add_argument("--peer-python", type=Path, help="of an environment with fairchem-core==2.24.0")
     command.add_argument("--minutes", type=float, default=30)
+    command.add_argument("--codes", nargs="+", choices=CODES, default=CODES, help="leave one out, and nothing should run beside the other")
     commands.add_parser("table")
     args = parser.parse_args()
     match args.command:
         case "prepare":
             prepare(args.data, args.work)
         case "train":
-            train(args.set, args.work, args.peer_python, args.minutes)
+            train(args.set, args.work, args.peer_python, args.minutes, args.codes)
         case "table":
             table()
 

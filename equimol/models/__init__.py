@@ -51,10 +51,12 @@ _ESCAIP_V1_PRESETS: dict[str, dict[str, Any]] = {  # the others are as published
     "tiny": {"width": 32, "layers": 2, "heads": 2, "radial_basis": 32, "radial_width": 32, "element_width": 32, "order_width": 16},
     **{size: ESCAIP_PRESETS[size] for size in ("83M", "146M", "317M")},
 }
+# cutoff and loss as published: with squares, forces that weigh ten times as much leave energies of molecules to chance
+_ESCAIP_TRAINING = {"cutoff": 6.0, "learning_rate": 2e-3, "loss_function": "mae", "loss": {"energy": 1.0, "forces": 2.0}}
 MODELS: dict[str, ModelEntry] = {
     "mace": ModelEntry(MACE, MACEConfig, MACE_PRESETS),
-    "escaip": ModelEntry(EScAIP, EScAIPConfig, ESCAIP_PRESETS, {"cutoff": 6.0, "learning_rate": 2e-3}),  # cutoff as published
-    "escaip_direct": ModelEntry(EScAIPDirect, EScAIPConfig, ESCAIP_PRESETS, {"cutoff": 6.0, "learning_rate": 2e-3}),
+    "escaip": ModelEntry(EScAIP, EScAIPConfig, ESCAIP_PRESETS, _ESCAIP_TRAINING),
+    "escaip_direct": ModelEntry(EScAIPDirect, EScAIPConfig, ESCAIP_PRESETS, _ESCAIP_TRAINING),
     "escaip_v1": ModelEntry(EScAIPV1, EScAIPV1Config, _ESCAIP_V1_PRESETS),
     "escaip_v1_direct": ModelEntry(EScAIPV1Direct, EScAIPV1Config, _ESCAIP_V1_PRESETS),
     "allscaip": ModelEntry(AllScAIP, AllScAIPConfig, ALLSCAIP_PRESETS),
