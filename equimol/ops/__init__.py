@@ -1,9 +1,10 @@
 """Numerical primitives: each has a plain torch definition, differentiable to any order."""
 
+from equimol.ops.convolution import PathRows, coupled_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import Term, signal_product
 from equimol.ops.slots import Slots
 
-__all__ = ["Slots", "Term", "dense", "filtered_sum", "gather", "scatter_sum", "signal_product"]
+__all__ = ["PathRows", "Slots", "Term", "coupled_sum", "dense", "filtered_sum", "gather", "scatter_sum", "signal_product"]

@@ -11,26 +11,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "require")
-CPU = ("tiles",)  # operations with a source in kernels/cpu
+CPU = ("tiles", "convolution")  # operations with a source in kernels/cpu
 DTYPES = (torch.float32, torch.float64)
 
 
-def find_kernel(operation: str, name: str, like: Tensor) -> Callable[..., int] | None:
+def find_kernel(operation: str, name: str, like: Tensor, *description) -> Callable[..., int] | None:
     """A compiled function of an operation for such tensors, or None where PyTorch's operations are to be used. See `run`.
+
+    One that is written from a description, such as a list of couplings, is compiled for each; it must be hashable.
 
     Raises:
         RuntimeError: a kernel is required and there is none; the message says why.
         ValueError: the variable is none of its choices.
     """
-    choice = wanted()
-    if choice == "off":
-        return None
-    reason = why_not(operation, like.device.type, like.dtype)
-    if reason and choice == "require":
-        raise RuntimeError(f"{VARIABLE}=require, but {operation} has no kernel: {reason}; use {VARIABLE}=auto")
-    return None if reason else _compiled(operation, name, like.dtype)
+    return _compiled(operation, name, like.dtype, description) if has_kernel(operation, like) else None
 
 
 def wanted() -> str:
@@ -39,6 +36,20 @@ def wanted() -> str:
     if choice not in CHOICES:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice
+
+
+def has_kernel(operation: str, like: Tensor) -> bool:
+    """Whether `find_kernel` has one for such tensors. While a program is traced there is none: it is made of PyTorch's operations.
+
+    Raises as `find_kernel` does.
+    """
+    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+        return False
+    choice = wanted()
+    reason = why_not(operation, like.device.type, like.dtype)
+    if reason and choice == "require":
+        raise RuntimeError(f"{VARIABLE}=require, but {operation} has no kernel: {reason}; use {VARIABLE}=auto")
+    return choice != "off" and not reason
 
 
 def why_not(name: str, device: str, dtype: torch.dtype) -> str:
@@ -83,7 +94,7 @@ def _compiler() -> str:
 
 
 @cache
-def _compiled(operation: str, name: str, dtype: torch.dtype) -> Callable[..., int]:
+def _compiled(operation: str, name: str, dtype: torch.dtype, description: tuple) -> Callable[..., int]:
     """A function of the source of an operation: in kernels/ beside the package of a checkout, or in equimol/_kernels of a wheel."""
     from equimol.ops.vector_code import compiled
 
@@ -95,4 +106,5 @@ def _compiled(operation: str, name: str, dtype: torch.dtype) -> Callable[..., in
     spec = importlib.util.spec_from_file_location(f"equimol_kernels_{operation}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return compiled(getattr(module, name), dtype)
+    write = getattr(module, name)
+    return compiled(write(*description) if description else write, dtype)

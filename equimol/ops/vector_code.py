@@ -12,10 +12,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import NewType
 
 import torch
 from llvmlite import binding, ir
+from torch import Tensor
 
+Indices = NewType("Indices", Tensor)  # whole numbers, int64, as a parameter of a kernel
 LANES = {torch.float32: 16, torch.float64: 8}  # 64 bytes: LLVM cuts them for processors with shorter vectors
 INTEGER = ir.IntType(64)
 SLOPPY = ("contract", "arcp")  # multiplications and additions may be one instruction; NaN and infinity stay what they are
@@ -30,7 +33,7 @@ class Value:
     def __init__(self, code: Code, value: ir.Value) -> None:
         self.code, self.value = code, value
 
-    def _meet(self, other: Value | float) -> tuple[ir.Value, ir.Value, bool]:
+    def _meet(self, other: Value | float | int) -> tuple[ir.Value, ir.Value, bool]:
         """Both operands as one type, and whether that is of whole numbers."""
         code = self.code
         other = other if isinstance(other, Value) else code.constant(other, like=self)
@@ -41,29 +44,29 @@ class Value:
             a = code.splat(self).value
         return a, b, isinstance(getattr(a.type, "element", a.type), ir.IntType)
 
-    def __add__(self, other: Value | float) -> Value:
+    def __add__(self, other: Value | float | int) -> Value:
         a, b, whole = self._meet(other)
         return Value(self.code, self.code.builder.add(a, b) if whole else self.code.builder.fadd(a, b, flags=SLOPPY))
 
-    def __sub__(self, other: Value | float) -> Value:
+    def __sub__(self, other: Value | float | int) -> Value:
         a, b, whole = self._meet(other)
         return Value(self.code, self.code.builder.sub(a, b) if whole else self.code.builder.fsub(a, b, flags=SLOPPY))
 
-    def __mul__(self, other: Value | float) -> Value:
+    def __mul__(self, other: Value | float | int) -> Value:
         a, b, whole = self._meet(other)
         return Value(self.code, self.code.builder.mul(a, b) if whole else self.code.builder.fmul(a, b, flags=SLOPPY))
 
-    def __truediv__(self, other: Value | float) -> Value:
+    def __truediv__(self, other: Value | float | int) -> Value:
         a, b, _ = self._meet(other)
         return Value(self.code, self.code.builder.fdiv(a, b, flags=SLOPPY))
 
-    def __radd__(self, other: float) -> Value:
+    def __radd__(self, other: float | int) -> Value:
         return self + other
 
-    def __rmul__(self, other: float) -> Value:
+    def __rmul__(self, other: float | int) -> Value:
         return self * other
 
-    def __rsub__(self, other: float) -> Value:
+    def __rsub__(self, other: float | int) -> Value:
         return self.code.constant(other, like=self) - self
 
     def above(self, limit: int) -> Value:
@@ -103,7 +106,7 @@ class Code:
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.function, self.builder = function, ir.IRBuilder(function.append_basic_block())
 
-    def constant(self, number: float, like: Value | None = None) -> Value:
+    def constant(self, number: float | int, like: Value | None = None) -> Value:
         """A number; a whole one beside a whole one."""
         if like is not None and isinstance(like.value.type, ir.IntType):
             return Value(self, ir.Constant(like.value.type, int(number)))
@@ -237,7 +240,7 @@ class Code:
 
 
 def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
-    """The function that ``write(code, **arguments)`` writes: its parameters in order, by their annotations int, float, Tensor (in memory).
+    """The function that ``write(code, **arguments)`` writes: its parameters in order, by their annotations int, float, Tensor, Indices.
 
     It is called with whole numbers, numbers and tensors' ``data_ptr()``, releases Python's lock, and returns the whole number that
     ``write`` returned, or 0. Compiled once for each dtype and process, which takes some hundredths of a second.
@@ -246,13 +249,13 @@ def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
     module = ir.Module()
     module.triple = binding.get_process_triple()
     scalar = ir.FloatType() if dtype == torch.float32 else ir.DoubleType()
-    kinds = {"int": INTEGER, "float": ir.DoubleType(), "Tensor": scalar.as_pointer()}
+    kinds = {"int": INTEGER, "float": ir.DoubleType(), "Tensor": scalar.as_pointer(), "Indices": INTEGER.as_pointer()}
     words = [kind if isinstance(kind, str) else kind.__name__ for kind in annotations.values()]
     function = ir.Function(module, ir.FunctionType(INTEGER, [kinds[word] for word in words]), write.__name__)
     code = Code(function, dtype)
     values = {}
     for name, word, argument in zip(annotations, words, function.args, strict=True):
-        if word == "Tensor":
+        if word in ("Tensor", "Indices"):
             argument.add_attribute("noalias")  # every array is its own
         value = code.builder.fptrunc(argument, scalar) if word == "float" and dtype == torch.float32 else argument
         values[name] = Value(code, value)
@@ -265,7 +268,7 @@ def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
     binding.create_pass_builder(machine, options).getModulePassManager().run(parsed, binding.create_pass_builder(machine, options))
     engine = binding.create_mcjit_compiler(parsed, _machine())
     engine.finalize_object()
-    c_kinds = {"int": ctypes.c_int64, "float": ctypes.c_double, "Tensor": ctypes.c_void_p}
+    c_kinds = {"int": ctypes.c_int64, "float": ctypes.c_double, "Tensor": ctypes.c_void_p, "Indices": ctypes.c_void_p}
     call = ctypes.CFUNCTYPE(ctypes.c_int64, *(c_kinds[word] for word in words))(engine.get_function_address(write.__name__))
     _ENGINES.append(engine)  # the code lives as long as it
     return call

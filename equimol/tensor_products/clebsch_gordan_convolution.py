@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, coupling_paths, natural_layout, split_blocks, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import Slots, gather
+from equimol.ops import PathRows, Slots, coupled_sum, gather
+from equimol.ops.kernels import has_kernel
 from equimol.tensor_products.base import EdgeConvolution
 
 
@@ -20,8 +21,8 @@ class ClebschGordanConvolution(EdgeConvolution):
 
     A_i,p = sum_j w_p(r_ij) (x_j (x) Y(r_ij))_p: Batatia et al. 2022, eq. 8. Paths stay apart: the block of degree l3 in
     ``out`` has ``channels`` times the number of paths into l3, path by path, for the linear layer that follows to mix.
-    The coupling is linear, so it is applied after the sum: sum_j Y_j (w_j x_j)^T is a matrix product per atom, and the
-    Clebsch-Gordan coefficients then act on atoms instead of edges.
+    Compiled where there is a kernel (kernels/cpu/convolution.py). As PyTorch's operations the coupling, which is linear, is applied after
+    the sum: sum_j Y_j (w_j x_j)^T is a matrix product per atom, and the Clebsch-Gordan coefficients then act on atoms instead of edges.
 
     Args:
         in_layout: blocks of equal channels.
@@ -38,6 +39,7 @@ class ClebschGordanConvolution(EdgeConvolution):
         kinds = sorted({(p.l3, -p.p3) for p in self.paths})  # even parity first
         self._columns = {kind: [n for n, p in enumerate(self.paths) if (p.l3, -p.p3) == kind] for kind in kinds}
         self.out = tuple(Block(l, -minus, self.channels * len(columns)) for (l, minus), columns in self._columns.items())
+        self._rows, self._sums = self._list_rows()
         self._tables = nn.ModuleList()
         self._groups = []  # paths that share l2 and the block of x: one matrix product over neighbours each
         for (l2, i1), group in groupby(self.paths, key=lambda p: (p.l2, p.i1)):
@@ -55,6 +57,9 @@ class ClebschGordanConvolution(EdgeConvolution):
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
         atoms, channels = len(features), self.channels
+        if has_kernel("convolution", features):
+            rows = features.unflatten(-1, (-1, channels))
+            return coupled_sum(rows, harmonics, weights, senders, receivers, self._rows, self._sums).flatten(1)
         slots = Slots(receivers, atoms)
         neighbours = split_blocks(gather(features, slots.index(senders)), self.in_layout)  # [slots, 2*l1+1, channels] each
         angular = slots.fill(harmonics).unflatten(0, (atoms, slots.width)).split([2 * l + 1 for l in range(self.lmax_edge + 1)], -1)
@@ -67,6 +72,20 @@ class ClebschGordanConvolution(EdgeConvolution):
             together = torch.matmul(table(moments), moments.view(atoms, (2 * l2 + 1) * columns, channels))
             coupled += together.split([2 * p.l3 + 1 for p in members], 1)
         return torch.cat([torch.cat([coupled[n] for n in columns], -1).flatten(1) for columns in self._columns.values()], -1)
+
+    def _list_rows(self) -> tuple[tuple[PathRows, ...], int]:
+        """Where the rows of channels of each path are, and how many rows of sums there are."""
+        first = list(accumulate((2 * block.l + 1 for block in self.in_layout), initial=0))
+        sums, places = 0, {}
+        for (l3, _), columns in self._columns.items():
+            places |= {n: (sums + column, len(columns)) for column, n in enumerate(columns)}
+            sums += (2 * l3 + 1) * len(columns)
+        rows = []
+        for n, p in enumerate(self.paths):
+            coefficients = (2 * p.l3 + 1) ** 0.5 * wigner_3j(p.l1, p.l2, p.l3)
+            entries = tuple((*place, float(coefficients[tuple(place)])) for place in torch.nonzero(coefficients.abs() > 1e-12).tolist())
+            rows.append(PathRows(first[p.i1], p.l2**2, *places[n], entries))
+        return tuple(rows), sums
 
 
 def _coupling_matrix(paths: list) -> Float[Tensor, "rows columns"]:

@@ -1,5 +1,6 @@
 """A traced and a compiled model against the model itself."""
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch
@@ -54,6 +55,14 @@ def test_one_compilation_serves_graphs_of_any_size(model):
     first, *others = batches(model)
     compiled = Compiled(model, [first, others[0]])
     with_gradients(model, compiled(first))
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 40, 45)
+    others += [  # down to few neighbours and up to all, in cells that hold twelve atoms to 1000 Å³
+        AtomicGraph.build(
+            np.cbrt(80.0 * n) * rng.random((n, 3)), rng.choice(model.elements, n), np.cbrt(80.0 * n) * np.eye(3), True, model.cutoff
+        )
+        for n in sizes
+    ]
     with torch.compiler.set_stance("fail_on_recompile"):
         for graph in (first, *others):
             for mine, plain in zip(with_gradients(model, compiled(graph)), with_gradients(model, model(graph)), strict=True):

@@ -1,0 +1,182 @@
+"""The Clebsch-Gordan convolution along edges and its derivatives, for equimol/ops/convolution.py: straight-line code from the couplings.
+
+    S = sum_e sum_p sum_c w_epc sum_(m1, m2, m3) C_m1m2m3 x_s(e),a+m1,c y_e,b+m2 g_r(e),d+k m3,c
+
+A path p states a, b, d, k (``features harmonics sums step``) and its entries (m1, m2, m3, C).
+x [atoms, rows, channels], y [edges, harmonics], w [edges, paths, channels],
+g [atoms, sums, channels]. S is linear in each of the four; here are its derivatives by each. Edges are visited atom by atom: ``first``
+says where those of an atom begin in ``order``, which names the edges. Sums are owned by their atom.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from equimol.ops.convolution import PathRows
+from equimol.ops.vector_code import Code, Indices, Value
+
+
+class _Writer:
+    """What the four functions share."""
+
+    def __init__(self, paths: Sequence[PathRows], rows: int, harmonics: int, sums: int) -> None:
+        self.paths, self.rows, self.harmonics, self.sums = paths, rows, harmonics, sums
+
+    def chunks(self, code: Code, channels: Value):
+        with code.loop(0, channels, code.lanes) as begin:
+            yield begin, code.below(begin, channels)
+
+    def zero(self, code: Code, array: Value, start: Value, numbers: Value) -> None:
+        with code.loop(0, numbers, code.lanes) as begin:
+            code.store(code.zeros(), array, start + begin, code.below(begin, numbers))
+
+    def mixed(self, code: Code, y: Value, e: Value) -> list[dict[tuple[int, int], Value]]:
+        """Of each path: sum_m2 C y by (m1, m3), numbers of an edge for all channels."""
+        angular = [code.load(y, e * self.harmonics + m) for m in range(self.harmonics)]
+        found = []
+        for path in self.paths:
+            sums: dict[tuple[int, int], Value] = {}
+            for m1, m2, m3, coefficient in path.entries:
+                term = angular[path.harmonics + m2] * coefficient
+                sums[m1, m3] = sums[m1, m3] + term if (m1, m3) in sums else term
+            found.append(sums)
+        return found
+
+    def loader(self, code: Code, array: Value, start: Value, channels: Value, begin: Value, mask: Value) -> Callable[[int], Value]:
+        """Row after row of an array from a place on, each loaded once."""
+        loaded: dict[int, Value] = {}
+
+        def load(row: int) -> Value:
+            if row not in loaded:
+                loaded[row] = code.load(array, start + channels * row + begin, mask)
+            return loaded[row]
+
+        return load
+
+
+def by_sums(*description) -> Callable:
+    """Derivative by g: the convolution itself."""
+    self = _Writer(*description)
+
+    def write(
+        code: Code, start: int, stop: int, channels: int, first: Indices, order: Indices, senders: Indices,
+        x: Tensor, y: Tensor, w: Tensor, found: Tensor,
+    ) -> None:  # fmt: skip
+        with code.loop(start, stop) as atom:
+            target = atom * self.sums * channels
+            self.zero(code, found, target, channels * self.sums)
+            with code.loop(code.load(first, atom), code.load(first, atom + 1)) as at:
+                e = code.load(order, at)
+                source = code.load(senders, e) * self.rows * channels
+                mixed = self.mixed(code, y, e)
+                for begin, mask in self.chunks(code, channels):
+                    features = self.loader(code, x, source, channels, begin, mask)
+                    weight = self.loader(code, w, e * len(self.paths) * channels, channels, begin, mask)
+                    for p, (path, sums) in enumerate(zip(self.paths, mixed, strict=True)):
+                        for m3 in dict.fromkeys(m for _, m in sums):
+                            total = None
+                            for (m1, m), number in sums.items():
+                                if m == m3:
+                                    term = features(path.features + m1) * number
+                                    total = term if total is None else total + term
+                            place = target + channels * (path.sums + m3 * path.step) + begin
+                            code.store(code.load(found, place, mask) + weight(p) * total, found, place, mask)
+
+    return write
+
+
+def by_features(*description) -> Callable:
+    """Derivative by x; ``first`` and ``order`` are those of the edges that leave an atom."""
+    self = _Writer(*description)
+
+    def write(
+        code: Code, start: int, stop: int, channels: int, first: Indices, order: Indices, receivers: Indices,
+        g: Tensor, y: Tensor, w: Tensor, found: Tensor,
+    ) -> None:  # fmt: skip
+        with code.loop(start, stop) as atom:
+            target = atom * self.rows * channels
+            self.zero(code, found, target, channels * self.rows)
+            with code.loop(code.load(first, atom), code.load(first, atom + 1)) as at:
+                e = code.load(order, at)
+                source = code.load(receivers, e) * self.sums * channels
+                mixed = self.mixed(code, y, e)
+                for begin, mask in self.chunks(code, channels):
+                    gradient = self.loader(code, g, source, channels, begin, mask)
+                    weight = self.loader(code, w, e * len(self.paths) * channels, channels, begin, mask)
+                    totals: dict[int, Value] = {}
+                    for p, (path, sums) in enumerate(zip(self.paths, mixed, strict=True)):
+                        for m1 in dict.fromkeys(m for m, _ in sums):
+                            total = None
+                            for (m, m3), number in sums.items():
+                                if m == m1:
+                                    term = gradient(path.sums + m3 * path.step) * number
+                                    total = term if total is None else total + term
+                            term = weight(p) * total
+                            row = path.features + m1
+                            totals[row] = totals[row] + term if row in totals else term
+                    for row, total in totals.items():
+                        place = target + channels * row + begin
+                        code.store(code.load(found, place, mask) + total, found, place, mask)
+
+    return write
+
+
+def by_weights(*description) -> Callable:
+    """Derivative by w, edge by edge."""
+    self = _Writer(*description)
+
+    def write(
+        code: Code, start: int, stop: int, channels: int, senders: Indices, receivers: Indices,
+        x: Tensor, y: Tensor, g: Tensor, found: Tensor,
+    ) -> None:  # fmt: skip
+        with code.loop(start, stop) as e:
+            source, target = code.load(senders, e) * self.rows * channels, code.load(receivers, e) * self.sums * channels
+            mixed = self.mixed(code, y, e)
+            for begin, mask in self.chunks(code, channels):
+                features = self.loader(code, x, source, channels, begin, mask)
+                gradient = self.loader(code, g, target, channels, begin, mask)
+                for p, (path, sums) in enumerate(zip(self.paths, mixed, strict=True)):
+                    total = None
+                    for m3 in dict.fromkeys(m for _, m in sums):
+                        inner = None
+                        for (m1, m), number in sums.items():
+                            if m == m3:
+                                term = features(path.features + m1) * number
+                                inner = term if inner is None else inner + term
+                        term = inner * gradient(path.sums + m3 * path.step)
+                        total = term if total is None else total + term
+                    code.store(total, found, (e * len(self.paths) + p) * channels + begin, mask)
+
+    return write
+
+
+def by_harmonics(*description) -> Callable:
+    """Derivative by y, edge by edge."""
+    self = _Writer(*description)
+
+    def write(
+        code: Code, start: int, stop: int, channels: int, senders: Indices, receivers: Indices,
+        x: Tensor, g: Tensor, w: Tensor, found: Tensor,
+    ) -> None:  # fmt: skip
+        with code.loop(start, stop) as e:
+            source, target = code.load(senders, e) * self.rows * channels, code.load(receivers, e) * self.sums * channels
+            totals = [code.variable(code.zeros()) for _ in range(self.harmonics)]
+            for begin, mask in self.chunks(code, channels):
+                features = self.loader(code, x, source, channels, begin, mask)
+                gradient = self.loader(code, g, target, channels, begin, mask)
+                weight = self.loader(code, w, e * len(self.paths) * channels, channels, begin, mask)
+                for p, path in enumerate(self.paths):
+                    weighted, products, sums = {}, {}, {}
+                    for m1, m2, m3, coefficient in path.entries:
+                        if m1 not in weighted:
+                            weighted[m1] = weight(p) * features(path.features + m1)
+                        if (m1, m3) not in products:
+                            products[m1, m3] = weighted[m1] * gradient(path.sums + m3 * path.step)
+                        term = products[m1, m3] * coefficient
+                        sums[m2] = sums[m2] + term if m2 in sums else term
+                    for m2, total in sums.items():
+                        totals[path.harmonics + m2].add(total)
+            for m, total in enumerate(totals):
+                code.store(code.sum(total.get()), found, e * self.harmonics + m)
+
+    return write

@@ -1,0 +1,71 @@
+"""The compiled convolution along edges. Its numbers are those of the plain form: tests/tensor_products/test_edge_convolutions.py."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from equimol.o3 import layout_dim, natural_layout
+from equimol.ops import coupled_sum
+from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
+
+
+def inputs(random, convolution, atoms=5, edges=23, dtype=torch.float64):
+    sizes = (atoms, layout_dim(convolution.in_layout)), (edges, (convolution.lmax_edge + 1) ** 2)
+    tensors = [random(*size) for size in (*sizes, (edges, convolution.num_weights, convolution.channels))]
+    generator = torch.Generator().manual_seed(edges)
+    senders, receivers = (torch.randint(0, max(1, atoms - 1), (edges,), generator=generator) for _ in range(2))  # one atom has no edge
+    return [x.to(dtype).requires_grad_() for x in tensors], senders, receivers
+
+
+def run(convolution, tensors, senders, receivers):
+    return convolution(*tensors[:2], senders, receivers, tensors[2])
+
+
+@pytest.mark.parametrize("couplings", ["even", "all"])
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("channels", "edges", "threads"), [(1, 23, 1), (16, 23, 3), (21, 1, 1), (5, 0, 2)])
+def test_compiled_and_plain_are_the_same(random, monkeypatch, couplings, dtype, precision, channels, edges, threads):
+    """With all first and second derivatives, any number of channels, edges in no order, none, and several threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    convolution = ClebschGordanConvolution(natural_layout(2, channels), 3, 2, couplings=couplings).to(dtype)
+    tensors, senders, receivers = inputs(random, convolution, edges=edges, dtype=dtype)
+    found = []
+    for choice in ("require", "off"):
+        monkeypatch.setenv("EQUIMOL_KERNELS", choice)
+        result = run(convolution, tensors, senders, receivers)
+        first = torch.autograd.grad(result.sin().sum(), tensors, create_graph=True)
+        found.append([result, *first, *torch.autograd.grad(sum(x.sin().sum() for x in first), tensors)])
+    for mine, plain in zip(*found, strict=True):
+        scale = float(plain.detach().abs().max()) if plain.numel() else 0.0
+        torch.testing.assert_close(mine, plain, rtol=precision, atol=precision * scale)
+
+
+def test_derivatives(random, monkeypatch):
+    monkeypatch.setenv("EQUIMOL_KERNELS", "require")
+    convolution = ClebschGordanConvolution(natural_layout(1, 2), 1, 1)
+    tensors, senders, receivers = inputs(random, convolution, edges=7)
+
+    def function(*tensors):
+        return run(convolution, tensors, senders, receivers)
+
+    assert gradcheck(function, tensors) and gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["senders", "receivers"])
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_atoms_that_are_not_there(random, name, bad):
+    """Nothing is read or written out of bounds."""
+    convolution = ClebschGordanConvolution(natural_layout(1, 2), 1, 1)
+    tensors, senders, receivers = inputs(random, convolution)
+    (senders if name == "senders" else receivers)[3] = bad
+    rows = tensors[0].unflatten(-1, (-1, 2))
+    with pytest.raises(ValueError, match=f"{name} must be in 0..4, got"):
+        coupled_sum(rows, tensors[1], tensors[2], senders, receivers, convolution._rows, convolution._sums)
+
+
+def test_mixed_types_are_refused(random):
+    convolution = ClebschGordanConvolution(natural_layout(1, 2), 1, 1)
+    tensors, senders, receivers = inputs(random, convolution)
+    tensors[1] = tensors[1].detach().float()
+    with pytest.raises(ValueError, match=r"harmonics must be torch.float64 \[23, 4\] on cpu beside features"):
+        run(convolution, tensors, senders, receivers)
