@@ -53,8 +53,9 @@ def coupled_sum(
             f"senders and receivers must be int64, one for each edge, got {senders.dtype} [{edges}], {receivers.dtype} [{len(receivers)}]"
         )
     for name, index in (("senders", senders), ("receivers", receivers)):
-        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < atoms):
-            raise ValueError(f"{name} must be in 0..{atoms - 1}, got {int(index.min())}..{int(index.max())}")
+        least, most = map(int, torch.aminmax(index)) if edges else (0, -1)
+        if least < 0 or most >= atoms:
+            raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
     compute = partial(_derivatives, paths, features.shape[1], harmonics.shape[1], sums)
     arguments, wanted = (features, harmonics, weights, None), (False, False, False, True)
     return form_derivatives(compute, arguments, (senders.contiguous(), receivers.contiguous()), wanted)[3]
