@@ -243,7 +243,7 @@ def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
     """The function that ``write(code, **arguments)`` writes: its parameters in order, by their annotations int, float, Tensor, Indices.
 
     It is called with whole numbers, numbers and tensors' ``data_ptr()``, releases Python's lock, and returns the whole number that
-    ``write`` returned, or 0. Compiled once for each dtype and process, which takes some hundredths of a second.
+    ``write`` returned, or 0. Compiled once for each dtype and process, which takes hundredths of a second, or tenths for long code.
     """
     annotations = {name: kind for name, kind in write.__annotations__.items() if name not in ("code", "return")}
     module = ir.Module()
@@ -286,9 +286,10 @@ def _initialized() -> None:
 def _machine() -> binding.TargetMachine:
     """For the processor that this runs on, with its longest vectors."""
     _initialized()
-    features = binding.get_host_cpu_features()
-    features["prefer-256-bit"] = False
-    target = binding.Target.from_triple(binding.get_process_triple())
+    features, triple = binding.get_host_cpu_features(), binding.get_process_triple()
+    if triple.startswith("x86_64"):
+        features["prefer-256-bit"] = False
+    target = binding.Target.from_triple(triple)
     return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3, jit=True)
 
 
