@@ -42,6 +42,16 @@ class _Writer:
             found.append(sums)
         return found
 
+    def contracted(
+        self, sums: dict[tuple[int, int], Value], row: Callable[[int], Value], first: int, step: int, kept: int
+    ) -> dict[int, Value]:
+        """Sums over m1 of the rows first + step m1 times the numbers, by m3 (kept 1), or over m3 by m1 (kept 0)."""
+        found: dict[int, Value] = {}
+        for pair, number in sums.items():
+            term = row(first + step * pair[1 - kept]) * number
+            found[pair[kept]] = found[pair[kept]] + term if pair[kept] in found else term
+        return found
+
     def loader(self, code: Code, array: Value, start: Value, channels: Value, begin: Value, mask: Value) -> Callable[[int], Value]:
         """Row after row of an array from a place on, each loaded once."""
         loaded: dict[int, Value] = {}
@@ -73,12 +83,7 @@ def by_sums(*description) -> Callable:
                     features = self.loader(code, x, source, channels, begin, mask)
                     weight = self.loader(code, w, e * len(self.paths) * channels, channels, begin, mask)
                     for p, (path, sums) in enumerate(zip(self.paths, mixed, strict=True)):
-                        for m3 in dict.fromkeys(m for _, m in sums):
-                            total = None
-                            for (m1, m), number in sums.items():
-                                if m == m3:
-                                    term = features(path.features + m1) * number
-                                    total = term if total is None else total + term
+                        for m3, total in self.contracted(sums, features, path.features, 1, kept=1).items():
                             place = target + channels * (path.sums + m3 * path.step) + begin
                             code.store(code.load(found, place, mask) + weight(p) * total, found, place, mask)
 
@@ -105,14 +110,8 @@ def by_features(*description) -> Callable:
                     weight = self.loader(code, w, e * len(self.paths) * channels, channels, begin, mask)
                     totals: dict[int, Value] = {}
                     for p, (path, sums) in enumerate(zip(self.paths, mixed, strict=True)):
-                        for m1 in dict.fromkeys(m for m, _ in sums):
-                            total = None
-                            for (m, m3), number in sums.items():
-                                if m == m1:
-                                    term = gradient(path.sums + m3 * path.step) * number
-                                    total = term if total is None else total + term
-                            term = weight(p) * total
-                            row = path.features + m1
+                        for m1, total in self.contracted(sums, gradient, path.sums, path.step, kept=0).items():
+                            term, row = weight(p) * total, path.features + m1
                             totals[row] = totals[row] + term if row in totals else term
                     for row, total in totals.items():
                         place = target + channels * row + begin
@@ -137,12 +136,7 @@ def by_weights(*description) -> Callable:
                 gradient = self.loader(code, g, target, channels, begin, mask)
                 for p, (path, sums) in enumerate(zip(self.paths, mixed, strict=True)):
                     total = None
-                    for m3 in dict.fromkeys(m for _, m in sums):
-                        inner = None
-                        for (m1, m), number in sums.items():
-                            if m == m3:
-                                term = features(path.features + m1) * number
-                                inner = term if inner is None else inner + term
+                    for m3, inner in self.contracted(sums, features, path.features, 1, kept=1).items():
                         term = inner * gradient(path.sums + m3 * path.step)
                         total = term if total is None else total + term
                     code.store(total, found, (e * len(self.paths) + p) * channels + begin, mask)
