@@ -49,8 +49,6 @@ CONTENDERS = {  # code, form, path
     STEP: [
         (OURS, "published", "eager"),
         (OURS, "smooth", "eager"),
-        (OURS, "published", "compiled"),
-        (OURS, "smooth", "compiled"),
         (PEER, "published", "eager"),
         (PEER, "static", "compiled"),
     ],
@@ -107,12 +105,10 @@ def worker(system: Path, preset: str, form: str) -> None:
     import torch
 
     from equimol.models import build_model
-    from equimol.models.compiled import Compiled
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    program: Any = build_model("dpa3", preset, elements=ELEMENTS, zbl=False, smooth=form == "smooth")
-    model = program
+    model: Any = build_model("dpa3", preset, elements=ELEMENTS, zbl=False, smooth=form == "smooth")
     for line in sys.stdin:
         quantity, calls = line.strip().split(";")
         model = model.freeze() if quantity in (ENERGY, SAVED) else model.train()  # as calculator and trainer do; a process has one mode
@@ -123,9 +119,7 @@ def worker(system: Path, preset: str, form: str) -> None:
                 graph = load_graph(system, 0, model.cutoff)
                 found.append(megabytes_saved(partial(model, graph), model) / len(graph.numbers))
                 continue
-            if quantity == COMPILATION:
-                program = Compiled(model, [load_graph(system, n, model.cutoff) for n in (0, 1)])
-            result = program(load_graph(system, 0, model.cutoff))
+            result = model(load_graph(system, 0, model.cutoff))
             if quantity != ENERGY:
                 (result["energy"].square().sum() + result["forces"].square().sum()).backward()
                 model.zero_grad()

@@ -6,9 +6,9 @@
 
 Both read the same systems of 192 atoms: the 320 training frames, a tenth of them to validate, and as a test the 80 frames of data_3, which
 nobody trains on. There are energies and forces, no virials. They train side by side, a core each, one frame a step: EquiMol through its
-command line with its defaults and `compile=true` (compilation is within its minutes), deepmd-kit by `dp --pt train` with the settings of
-its example for water with dynamic selection; how many steps, over which its learning rate falls, is found from timed steps. Size: our
-`nano`, in both. deepmd-kit keeps its last weights and needs no validation frames, which it is not given. Both are judged by the same lines.
+command line with its defaults, deepmd-kit by `dp --pt train` with the settings of its example for water with dynamic selection; how many
+steps, over which its learning rate falls, is found from timed steps. Size: our `nano`, in both. deepmd-kit keeps its last weights and
+needs no validation frames, which it is not given. Both are judged by the same lines.
 The peer's environment is that of benchmarks/dpa3.py.
 """
 
@@ -55,7 +55,7 @@ def train(work: Path, peer: Path | None, minutes: float, settings: list[str]) ->
 
     run = work / f"equimol_{time.strftime('%H%M%S')}"
     command = [sys.executable, "-m", "equimol", "train", str(work / "train"), "--time", f"{minutes * 60:.0f}s", "model=dpa3"]
-    command += [f"preset={PRESET}", "compile=true", f"valid={work / 'valid'}", "test=0", f"out={run}", *settings]
+    command += [f"preset={PRESET}", f"valid={work / 'valid'}", "test=0", f"out={run}", *settings]
     script = str(Path(__file__).parent / "peers" / "deepmd_dpa3_train.py")
     theirs = [str(peer), "-W", "ignore", script]
     cores, environment = sorted(os.sched_getaffinity(0)), one_thread()

@@ -46,12 +46,15 @@ def test_a_traced_model_serves_graphs_of_any_size(model):
     compiled = Compiled.__new__(Compiled)
     compiled.model, compiled.program = model, traced
     for graph in (first, *others):
+        compiled._check(graph)
         for mine, plain in zip(with_gradients(model, compiled(graph)), with_gradients(model, model(graph)), strict=True):
             torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
 def test_one_compilation_serves_graphs_of_any_size(model):
+    if not model.traceable:
+        pytest.skip("compiled by PyTorch it gives wrong gradients: see DPA3")
     first, *others = batches(model)
     compiled = Compiled(model, [first, others[0]])
     with_gradients(model, compiled(first))
