@@ -38,7 +38,7 @@ def coupled_sum(
 ) -> Float[Tensor, "atoms sums channels"]:
     """sum_e w_p C (features of the sender) (harmonics of the edge), for each path p: of any order of derivative, nothing kept by edges.
 
-    Only where there is a kernel: ask `find_kernel` before.
+    Only where there is a kernel: ask `has_kernel` before.
     """
     atoms, _, channels = features.shape
     edges = len(senders)

@@ -1,4 +1,4 @@
-"""A small language for vector code: Python writes the instructions, LLVM compiles them, in milliseconds and without a compiler.
+"""A small language for vector code: Python writes the instructions, LLVM compiles them, in tenths of a second and without a compiler.
 
 A value is a whole number, a number of the kernel's type, or a vector of ``LANES`` of those, on which the usual operators work; a number
 meets a vector in all lanes. Loops and sums are written with :meth:`Code.loop` and :meth:`Code.variable`. Nothing checks bounds: the
