@@ -38,9 +38,9 @@ def describe_machine() -> str:
 
 
 def _kernels() -> str:
-    """Which operations are compiled, where, and what keeps the others from it."""
+    """Which operations have a kernel, where, and what keeps the others from it."""
     devices = ["cpu", *["cuda"] * torch.cuda.is_available()]
-    said = [f"{name} on {device}: {why_not(name, device, torch.float32) or 'compiled'}" for name in CPU for device in devices]
+    said = [f"{name} on {device}: {why_not(name, device, torch.float32) or 'kernel'}" for name in CPU for device in devices]
     return f"{', '.join(said)}; all others: PyTorch's operations ({VARIABLE}={wanted()})"
 
 

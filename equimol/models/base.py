@@ -28,6 +28,7 @@ class Potential(nn.Module, ABC):
     inputs: tuple[str, ...] = ()  # per-system inputs beyond the structure: "charge", "spin"
     outputs: tuple[str, ...] = ("energy", "forces", "stress", "energies")
     conservative: bool = True  # forces are the exact derivative of the energy
+    recompute: bool | None = None  # in training, keep features between layers alone and compute the rest again; None: it cannot
     traceable: bool = False  # nothing but operations of tensors between `indices` and the energy: can be compiled
     config: Any
 

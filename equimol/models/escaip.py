@@ -17,10 +17,13 @@ from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.nn.groups import Groups, blocks_of, by_group, joined, slot_indices
+from equimol.nn.linear import Linear
 from equimol.nn.neighbor_attention import legendre_polynomials, neighbor_attention, own_attention
 from equimol.nn.rms_norm import RMSNorm
 from equimol.nn.soft_neighbors import SoftNeighbors, log_envelope, reverse_edges
 from equimol.ops import gather
+from equimol.ops.linear import linear
+from equimol.ops.recomputed import recomputed
 
 BLOCK_NUMBERS = 2**19  # of a feature of a block of slots: two megabytes in float32, which products of matrices want and caches hold
 GROUP_COST = 24.0  # slots that take as long as another group of atoms with equally many neighbours
@@ -130,6 +133,7 @@ class EScAIP(ConfiguredPotential):
 
     name = "escaip"
     traceable = True
+    recompute = False
 
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
@@ -145,7 +149,7 @@ class EScAIP(ConfiguredPotential):
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         neighborhoods = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
-        atoms, _ = self.backbone(neighborhoods)
+        atoms, _ = self.backbone(neighborhoods, self.recompute and self.training)
         atoms = gather(atoms, neighborhoods.place)
         return self.energy(atoms)[:, 0], atoms
 
@@ -158,6 +162,7 @@ class EScAIPDirect(Configured, DirectPotential):
     """
 
     name = "escaip_direct"
+    recompute = False
 
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
@@ -176,7 +181,7 @@ class EScAIPDirect(Configured, DirectPotential):
 
     def atomic_outputs(self, displacements, numbers, senders, receivers, indices, system):
         x = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
-        atoms, slots = self.backbone(x)
+        atoms, slots = self.backbone(x, self.recompute and self.training)
         forces = []
         for block, features, directions, weights in zip(x.blocks, slots, x.by_block(x.directions), x.by_block(x.log_envelope), strict=True):
             along = self.force_direction(self.force_norm_slots(features)) * directions
@@ -206,12 +211,13 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], list[Tensor]]:
+    def forward(self, x: Neighborhoods, recompute: bool) -> tuple[Float[Tensor, "atoms width"], list[Tensor]]:
         """Features of the atoms as their slots stand, and those of the slots of each block, or none."""
         atoms, slots = self.input(x)
         of_atoms, of_slots = [self.readouts[0](atoms)], [[self.edge_readouts[0](part)] for part in slots] if self.edges else []
         for n, layer in enumerate(self.layers, start=1):
-            atoms, slots = layer(x, atoms, slots)
+            arguments = x, atoms, slots, layer.survival(x, atoms)
+            atoms, slots = recomputed(layer, *arguments) if recompute else layer(*arguments)
             of_atoms.append(self.readouts[n](atoms))
             for found, part in zip(of_slots, slots, strict=False):
                 found.append(self.edge_readouts[n](part))
@@ -298,21 +304,21 @@ class Attributes(nn.Module):
         super().__init__()
         elements, orders = len(config.elements), config.order_lmax + 1
         self.config = config
-        self.distance = nn.Linear(config.radial_basis, config.radial_width)
-        self.sender_order, self.receiver_order = (nn.Linear(orders, config.order_width) for _ in range(2))
+        self.distance = Linear(config.radial_basis, config.radial_width)
+        self.sender_order, self.receiver_order = (Linear(orders, config.order_width) for _ in range(2))
         self.sender_element, self.receiver_element = (
             nn.Parameter(torch.empty(elements, config.element_width).uniform_(-1e-3, 1e-3)) for _ in range(2)
         )
-        self.mix = nn.Linear(config.radial_width + 2 * (config.order_width + config.element_width), config.width)
+        self.mix = Linear(config.radial_width + 2 * (config.order_width + config.element_width), config.width)
         self.register_buffer("table", None, persistent=False)
 
     def of_atoms(self, x: Neighborhoods) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms width"]]:
         """The part of each atom as a sender and as a receiver: a linear layer of a concatenation is a sum of linear layers."""
         of_distance = self.distance.out_features
         of_sender, of_receiver = self.mix.weight[:, of_distance:].chunk(2, dim=1)
-        senders = torch.cat([gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1) @ of_sender.T
-        receivers = torch.cat([gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1) @ of_receiver.T
-        return senders, receivers
+        senders = torch.cat([gelu(self.sender_order(x.orders)), gather(self.sender_element, x.species)], 1)
+        receivers = torch.cat([gelu(self.receiver_order(x.orders)), gather(self.receiver_element, x.species)], 1)
+        return linear(senders, of_sender), linear(receivers, of_receiver)
 
     def forward(
         self, block: Block, senders: Float[Tensor, "slots width"], receivers: Float[Tensor, "atoms width"]
@@ -322,7 +328,7 @@ class Attributes(nn.Module):
     def of_distances(self, radial: Float[Tensor, "slots radial"] | CubicWeights) -> Float[Tensor, "slots width"]:
         if isinstance(radial, CubicWeights):
             return look_up(self.table, radial)
-        return torch.addmm(self.mix.bias, gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features].T)
+        return linear(gelu(self.distance(radial)), self.mix.weight[:, : self.distance.out_features], self.mix.bias)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -367,8 +373,10 @@ class Layer(nn.Module):
             self.norm_feedforward_slots = RMSNorm(config.width)
             self.feedforward_slots = FeedForward(config.width, config.feedforward)
 
-    def forward(self, x: Neighborhoods, atoms: Tensor, slots: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        attended, fed = self._survival(x, atoms), self._survival(x, atoms)
+    def forward(
+        self, x: Neighborhoods, atoms: Tensor, slots: list[Tensor], survival: tuple[Tensor, Tensor] | tuple[None, None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        attended, fed = survival
         updates, after = [], []
         for block, features, messages in zip(x.blocks, slots, self.attention.of_atoms(x, self.norm_atoms(atoms)), strict=True):
             update = self.attention(block, self.norm_slots(features), messages, own=self.last)
@@ -384,12 +392,13 @@ class Layer(nn.Module):
         update = self.feedforward_atoms(self.norm_feedforward_atoms(atoms))
         return atoms + (update if fed is None else update * fed), after
 
-    def _survival(self, x: Neighborhoods, atoms: Tensor) -> Float[Tensor, "atoms 1"] | None:
-        """Stochastic depth: in training, the update of a structure is dropped now and then, and larger otherwise."""
+    def survival(self, x: Neighborhoods, atoms: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Stochastic depth: in training, the two updates of a structure are dropped now and then, and larger otherwise. [atoms, 1] each."""
         if not self.training or not self.stochastic_depth:
-            return None
+            return None, None
         keep = 1 - self.stochastic_depth
-        return (torch.bernoulli(atoms.new_full((int(x.system.max()) + 1,), keep)) / keep)[x.system][:, None]
+        attended, fed = (torch.bernoulli(atoms.new_full((2, int(x.system.max()) + 1, 1), keep)) / keep)[:, x.system]
+        return attended, fed
 
 
 class Messages(NamedTuple):
@@ -412,17 +421,17 @@ class GraphAttention(nn.Module):
         repeated = sum((2 * l + 1) * n for l, n in enumerate(config.legendre))
         self.scale = (8 * math.ceil(repeated / 8)) ** -0.5
         self.attributes, self.norm_attributes = Attributes(config), RMSNorm(width)
-        self.slots = nn.Linear(width, width)
-        self.atoms = nn.Linear(2 * width, width)  # of the sender and the receiver
-        self.message = nn.Linear(3 * width, width)  # of attributes, slot and atoms
+        self.slots = Linear(width, width)
+        self.atoms = Linear(2 * width, width)  # of the sender and the receiver
+        self.message = Linear(3 * width, width)  # of attributes, slot and atoms
         self.norm = RMSNorm(width)
-        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.query_key_value, self.out = Linear(width, 3 * width), Linear(width, width)
 
     def of_atoms(self, x: Neighborhoods, atoms: Float[Tensor, "atoms width"]) -> list[Messages]:
         """What is done once per atom and not once per slot, for each block."""
         of_sender, of_receiver = self.atoms.weight.chunk(2, dim=1)
         senders, receivers = self.attributes.of_atoms(x)
-        pair_senders, pair_receivers = atoms @ of_sender.T, torch.addmm(self.atoms.bias, atoms, of_receiver.T)
+        pair_senders, pair_receivers = linear(atoms, of_sender), linear(atoms, of_receiver, self.atoms.bias)
         sending = zip(*(x.by_block(gather(values, x.senders)) for values in (senders, pair_senders)), strict=True)
         return [
             Messages(attributes, receivers[block.atoms], pair, pair_receivers[block.atoms])
@@ -434,24 +443,24 @@ class GraphAttention(nn.Module):
         attributes = self.norm_attributes(self.attributes(block, atoms.attributes_senders, atoms.attributes_receivers))
         pair = gelu(block.over_slots(atoms.pair_senders, atoms.pair_receivers))
         # a concatenation would cost more than this: its second derivative fills and adds matrices of zeros
-        of_attributes, of_slots, of_pair = (weight.T for weight in self.message.weight.split(slots.shape[1], dim=1))
-        message = torch.addmm(self.message.bias, attributes, of_attributes)
-        message = torch.addmm(torch.addmm(message, gelu(self.slots(slots)), of_slots), pair, of_pair)
+        of_attributes, of_slots, of_pair = self.message.weight.split(slots.shape[1], dim=1)
+        message = linear(attributes, of_attributes, self.message.bias)
+        message = linear(pair, of_pair, plus=linear(gelu(self.slots(slots)), of_slots, plus=message))
         message = self.norm(gelu(message))
         arguments = block.bias, block.groups, self.heads, self.parts, self.scale
         if not own:
             return self.out(neighbor_attention(self.query_key_value(message), block.legendre, *arguments))
         width = message.shape[1]
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
-        query = nn.functional.linear(block.own(message), weight[:width], bias[:width])
-        return self.out(own_attention(query, nn.functional.linear(message, weight[width:], bias[width:]), *arguments))
+        query = linear(block.own(message), weight[:width], bias[:width])
+        return self.out(own_attention(query, linear(message, weight[width:], bias[width:]), *arguments))
 
 
 class FeedForward(nn.Sequential):
     """Two linear layers with gelu between."""
 
     def __init__(self, width: int, multiple: int) -> None:
-        super().__init__(nn.Linear(width, multiple * width), nn.GELU(), nn.Linear(multiple * width, width))
+        super().__init__(Linear(width, multiple * width), nn.GELU(), Linear(multiple * width, width))
 
 
 class Readout(nn.Module):
@@ -470,7 +479,7 @@ class Projection(nn.Module):
 
     def __init__(self, config: EScAIPConfig) -> None:
         super().__init__()
-        self.linear, self.norm = nn.Linear(config.width * (config.layers + 1), config.width), RMSNorm(config.width)
+        self.linear, self.norm = Linear(config.width * (config.layers + 1), config.width), RMSNorm(config.width)
 
     def forward(self, readouts: Sequence[Float[Tensor, "rows width"]]) -> Float[Tensor, "rows width"]:
         return self.norm(gelu(self.linear(torch.cat(list(readouts), dim=1))))
@@ -481,7 +490,7 @@ class Output(nn.Module):
 
     def __init__(self, config: EScAIPConfig, size: int) -> None:
         super().__init__()
-        self.feedforward, self.last = FeedForward(config.width, config.feedforward), nn.Linear(config.width, size, bias=False)
+        self.feedforward, self.last = FeedForward(config.width, config.feedforward), Linear(config.width, size, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

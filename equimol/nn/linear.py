@@ -1,7 +1,7 @@
-"""Linear layers over channels: per degree, per element, and a small perceptron for scalars.
+"""Linear layers over channels: per degree, per element, a small perceptron for scalars, and PyTorch's by a faster product.
 
-Weights are drawn with variance 1 and divided by sqrt(channels in) when they are used, as in e3nn: the variance of features is
-kept, and one learning rate moves the weights of narrow and wide layers by the same share.
+Weights of the first three are drawn with variance 1 and divided by sqrt(channels in) when they are used, as in e3nn: the variance of
+features is kept, and one learning rate moves the weights of narrow and wide layers by the same share.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Layout, format_irreps, split_blocks
 from equimol.ops import gather
+from equimol.ops.linear import linear
 
 
 def _paired(in_layout: Layout, out_layout: Layout) -> list[tuple[int, int]]:
@@ -89,3 +90,10 @@ class ScalarMLP(nn.Module):
             if n + 1 < len(self.weights):
                 x = nn.functional.silu(x) * self.SILU_GAIN
         return x
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` for rows of features, by `equimol.ops.linear`."""
+
+    def forward(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows out"]:
+        return linear(x, self.weight, self.bias)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equimol.nn.groups import Groups, by_group
-from equimol.ops.function import Function
+from equimol.ops.function import Function, wanted_inputs
 
 
 def legendre_products(harmonics: Sequence[Tensor], groups: Groups) -> list[Tensor]:
@@ -95,7 +95,7 @@ class _Attention(Function):
     @staticmethod
     def backward(ctx, of_mixed, of_weights):
         q, k, v, legendre, bias, weights = ctx.saved_tensors
-        need = ctx.needs_input_grad
+        need = wanted_inputs(ctx)
         of_v = torch.matmul(weights.mT, of_mixed) if of_mixed is not None else None
         if of_mixed is not None:
             through = torch.matmul(of_mixed, v.mT)

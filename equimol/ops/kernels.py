@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "require")
-CPU = ("tiles", "convolution")  # operations with a source in kernels/cpu
-DTYPES = (torch.float32, torch.float64)
+BOTH = (torch.float32, torch.float64)
+CPU = {"tiles": BOTH, "convolution": BOTH, "linear": (torch.float32,)}  # what has a kernel there: a source in kernels/cpu, or oneDNN
 
 
 def find_kernel(operation: str, name: str, like: Tensor, *description) -> Callable[..., int] | None:
@@ -58,8 +58,10 @@ def why_not(name: str, device: str, dtype: torch.dtype) -> str:
         return f"there is none for {device} yet"
     if name not in CPU:
         return "there is none yet"
-    if dtype not in DTYPES:
+    if dtype not in CPU[name]:
         return f"there is none for {str(dtype).removeprefix('torch.')}"
+    if name == "linear":
+        return "" if torch.backends.mkldnn.is_available() else "this PyTorch was built without oneDNN"
     return _compiler()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from equimol.ops.function import Function
+from equimol.ops.function import Function, wanted_inputs
 
 #: (arguments, constants, wanted) -> the derivatives of the form with respect to the arguments, None where not wanted
 Compute = Callable[[Sequence[Tensor | None], Sequence[Tensor], Sequence[bool]], Sequence[Tensor | None]]
@@ -40,7 +40,7 @@ class _Form(Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2 : 2 + len(ctx.wanted)]
+        needed = wanted_inputs(ctx)[2 : 2 + len(ctx.wanted)]
         total = _in_directions(ctx, grads, needed)
         return (None, None, *total, *[None] * (len(ctx.saved_tensors) - len(total)))
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from equimol.ops.function import Function
+from equimol.ops.function import Function, wanted_inputs
 from equimol.ops.kernels import find_kernel, run
 from equimol.ops.silut import Tail, silut
 
@@ -82,7 +82,7 @@ class _Tiles(Function):
 
     @staticmethod
     def backward(ctx, of_summed, of_rest):
-        return *_Slope.apply(*ctx.saved_tensors, of_summed, of_rest, ctx.needs_input_grad[:6], ctx.messages, ctx.tail), None, None
+        return *_Slope.apply(*ctx.saved_tensors, of_summed, of_rest, wanted_inputs(ctx)[:6], ctx.messages, ctx.tail), None, None
 
 
 class _Slope(Function):

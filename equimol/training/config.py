@@ -69,6 +69,7 @@ class TrainConfig:
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
     workers: Annotated[int, "processes that assemble batches"] = 0
     compile: Annotated[bool, "train through a compiled program (escaip): some minutes to begin with, then quicker steps"] = False
+    recompute: Annotated[bool, "keep less for derivatives (escaip): a fraction of the memory, nearly twice the time of a step"] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
     out: Annotated[str, "folder of the run"] = "runs/first"
     resume: Annotated[bool | Literal["auto"], "continue the run in that folder with the settings stored there; auto: if there is one"] = (
@@ -97,6 +98,7 @@ class TrainConfig:
         yield "validate_every", "at least 1", self.validate_every == "auto" or self.validate_every >= 1
         yield "checkpoint_every", "at least 1", self.checkpoint_every >= 1
         yield "workers", "0 or more", self.workers >= 0
+        yield "recompute", "false with compile, which decides itself what to keep", not (self.recompute and self.compile)
         for name in ("epochs", "steps"):
             yield name, "at least 1", getattr(self, name) is None or getattr(self, name) >= 1
         for name in ("valid", "test"):

@@ -78,6 +78,8 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
         raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(_learning_models())}")
     if config.compile and not model.traceable:
         raise ValueError(f"compile must be false for {config.model}, which cannot be compiled yet; escaip can")
+    if config.recompute and core(model).recompute is None:
+        raise ValueError(f"recompute must be false for {config.model}, which keeps little as it is; escaip can")
     for name, weight in config.loss.items():
         if name not in model.outputs and weight not in ("auto", 0):
             given = ", ".join(output for output in model.outputs if output in PROPERTIES)
@@ -111,6 +113,8 @@ def make_model(
         torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed, which reaches every device
         model = build_model(config.model, preset, elements=elements, zbl=config.zbl, **statistics, **settings)
     _freeze(core(model), config.freeze)
+    if config.recompute and core(model).recompute is not None:
+        core(model).recompute = True
     return model.to(getattr(torch, config.precision))
 
 

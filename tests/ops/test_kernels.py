@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from equimol.ops import kernels
+from equimol.ops.function import Function, wanted_inputs
 from equimol.ops.kernels import find_kernel, run, why_not
 
 
@@ -42,3 +43,31 @@ def test_parts_cover_everything_once(monkeypatch, threads):
         counts.zero_()
         assert run(kernel, n, counts, 3) == n
         assert counts.tolist() == [1.0] * n + [0.0] * (7 - n)
+
+
+def test_only_gradients_that_are_asked_for_are_computed():
+    """The slope of an energy needs no derivative of a weight, which PyTorch's flags count all the same."""
+    seen = []
+
+    class Product(Function):
+        @staticmethod
+        def forward(x, weight, number):
+            return x * weight * number
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[:2])
+
+        @staticmethod
+        def backward(ctx, gradient):
+            seen.append(wanted_inputs(ctx))
+            x, weight = ctx.saved_tensors
+            return gradient * weight, gradient * x, None
+
+    start, weight = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    torch.autograd.grad(Product.apply(start * 1, weight, 1).sum(), start)
+    torch.autograd.grad(Product.apply(start * 1, weight[:], 1).sum(), start)
+    torch.autograd.grad(Product.apply(start * 1, weight, 1).sum(), (start, weight))
+    Product.apply(start * 1, weight, 1).sum().backward()
+    Product.apply(start.detach(), weight, 1).sum().backward()
+    assert seen == [(True, False, False), (True, False, False), (True, True, False), (True, True, False), (False, True, False)]
