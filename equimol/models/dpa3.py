@@ -145,8 +145,7 @@ class DPA3(ConfiguredPotential):
     """Energies of order one from a graph. Not yet total energies: wrap it in ``Shifted`` (``build_model`` does)."""
 
     name = "dpa3"
-    # `trace` gives a program that agrees; compiled by PyTorch 2.13 its gradient of the table of elements is wrong in some graphs
-    traceable = False
+    traceable = True
 
     def __init__(self, config: DPA3Config) -> None:
         super().__init__()

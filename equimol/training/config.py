@@ -68,7 +68,7 @@ class TrainConfig:
     validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times and a tenth of the time"] = "auto"
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
     workers: Annotated[int, "processes that assemble batches"] = 0
-    compile: Annotated[bool, "train through a compiled program (escaip): some minutes to begin with, then quicker steps"] = False
+    compile: Annotated[bool, "train through a compiled program (escaip, dpa3): some minutes to begin with, then quicker steps"] = False
     recompute: Annotated[bool, "keep less for derivatives (escaip): a fraction of the memory, nearly twice the time of a step"] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
     out: Annotated[str, "folder of the run"] = "runs/first"

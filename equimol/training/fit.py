@@ -77,7 +77,7 @@ def check_model(config: TrainConfig, elements: list[int] | None = None) -> Poten
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{config.model} has nothing to learn; train one of {', '.join(_learning_models())}")
     if config.compile and not model.traceable:
-        raise ValueError(f"compile must be false for {config.model}, which cannot be compiled yet; escaip can")
+        raise ValueError(f"compile must be false for {config.model}, which cannot be compiled yet; escaip and dpa3 can")
     if config.recompute and core(model).recompute is None:
         raise ValueError(f"recompute must be false for {config.model}, which keeps little as it is; escaip can")
     for name, weight in config.loss.items():

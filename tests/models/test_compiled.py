@@ -7,7 +7,7 @@ from torch_geometric.data import Batch
 
 from equimol.data.graph import AtomicGraph
 from equimol.models import build_model
-from equimol.models.compiled import Compiled, trace
+from equimol.models.compiled import Compiled, _arguments, export, trace
 from equimol.testing import example_structures
 
 SETTINGS = {
@@ -53,8 +53,6 @@ def test_a_traced_model_serves_graphs_of_any_size(model):
 
 @pytest.mark.slow
 def test_one_compilation_serves_graphs_of_any_size(model):
-    if not model.traceable:
-        pytest.skip("compiled by PyTorch it gives wrong gradients: see DPA3")
     first, *others = batches(model)
     compiled = Compiled(model, [first, others[0]])
     with_gradients(model, compiled(first))
@@ -70,6 +68,20 @@ def test_one_compilation_serves_graphs_of_any_size(model):
         for graph in (first, *others):
             for mine, plain in zip(with_gradients(model, compiled(graph)), with_gradients(model, model(graph)), strict=True):
                 torch.testing.assert_close(mine, plain, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_an_exported_model_serves_graphs_of_any_size(model):
+    """Energies and forces of a program without Python: its operations are PyTorch's own."""
+    first, *others = batches(model)
+    program = export(model, first)
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert {target.namespace for target in targets if isinstance(target, torch._ops.OpOverload)} == {"aten"}
+    for graph in (first, *others):
+        arguments = _arguments(model, graph)
+        ours, plain = program.module()(*arguments), model.energies_and_slope(*arguments, create_graph=False)
+        for mine, expected in zip(ours, plain, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_program_that_gives_other_numbers_is_refused(model):

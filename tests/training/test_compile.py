@@ -12,7 +12,7 @@ SETTINGS = "settings={width: 8, layers: 1, heads: 1, legendre: [4, 2, 2], radial
 
 
 def test_a_model_that_cannot_be_compiled_is_named_before_the_data_are_read(tmp_path: Path):
-    with pytest.raises(ValueError, match="compile must be false for mace, which cannot be compiled yet; escaip can"):
+    with pytest.raises(ValueError, match="compile must be false for mace, which cannot be compiled yet; escaip and dpa3 can"):
         fit(load_config(None, [f"data={tmp_path / 'absent.xyz'}", "model=mace", "compile=true"]))
 
 
