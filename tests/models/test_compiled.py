@@ -11,9 +11,10 @@ from equimol.models.compiled import Compiled, _arguments, export, trace
 from equimol.testing import example_structures
 
 SETTINGS = {
+    # more numbers than PyTorch's compiler takes for a small outer product, of which it makes another program
     "escaip": {"width": 8, "layers": 1, "heads": 1, "legendre": (4, 2, 2), "radial_basis": 8, "radial_width": 8, "element_width": 4}
     | {"neighbors": 5},
-    "dpa3": {"width": 8, "bond_width": 6, "angle_width": 4, "readout": (8, 8)} | {"threshold": 2.5},
+    "dpa3": {"width": 8, "bond_width": 6, "angle_width": 4, "readout": (8, 32)} | {"threshold": 2.5},
 }
 
 
