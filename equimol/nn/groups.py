@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,8 @@ def slot_indices(
     Args:
         receivers: ascending.
         own: begin with a slot of the atom itself; otherwise only an atom without neighbours has that one.
-        group_cost: as many empty slots as a group may cost are added to make it one with the next: none, or with ``inf`` all one group.
+        group_cost: as many empty slots as a group may cost are added to make it one with the next: none, or with ``inf`` all one group,
+            of two slots or more.
 
     Returns:
         For each slot its ``edge`` plus one (0: the atom itself; the number of edges plus one: none), ``receiver`` and ``sender`` (of an
@@ -33,6 +35,8 @@ def slot_indices(
     sizes, order = torch.sort(counts + extra, stable=True)
     size, which, many = torch.unique_consecutive(sizes, return_inverse=True, return_counts=True)
     sizes = sizes.new_tensor(_fewer(size.tolist(), many.tolist(), group_cost))[which]
+    if group_cost == math.inf:
+        sizes = sizes.clamp(min=2)  # compilers make another program of a size of one
     first = torch.empty_like(order)
     first[order] = torch.cumsum(sizes, 0) - sizes
     place = torch.arange(len(receivers), device=receivers.device) - (torch.cumsum(counts, 0) - counts)[receivers]

@@ -164,3 +164,20 @@ def test_ten_thousand_steps_of_dynamics_while_neighbors_come_and_go():
         assert np.isfinite(atoms.get_forces()).all()
     assert len(numbers) > 20
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+@pytest.mark.parametrize("kind", [EScAIP, EScAIPDirect])
+def test_recomputed_layers_learn_the_same(kind):
+    """Stochastic depth included: what is drawn is drawn once."""
+    model = model_of(kind, stochastic_depth=0.3).train()
+    graph = AtomicGraph.build(**example_structures(model.elements)[0], cutoff=model.cutoff)
+    gradients = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(1)
+        result = model(graph)
+        (result["energy"].square().sum() + result["forces"].square().sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)

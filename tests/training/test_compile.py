@@ -1,4 +1,4 @@
-"""Training through a compiled program."""
+"""Training through a compiled program, and with less kept for derivatives."""
 
 from pathlib import Path
 
@@ -27,3 +27,20 @@ def test_compiled_training_learns_what_plain_training_learns(crystals: Path, tmp
             errors.append(arrays["forces_pred"])
     np.testing.assert_allclose(*errors, atol=1e-8)
     assert (fit(load_config(None, [*given, "time=150s", "compile=true", f"out={tmp_path / 'timed'}"])) / "model.equimol").exists()
+
+
+def test_recomputed_training_learns_what_plain_training_learns(crystals: Path, tmp_path: Path, no_report: None):
+    given = [f"data={crystals}", "model=escaip", "preset=tiny", "batch=4", "split=random", "cutoff=4.0", "precision=float64", SETTINGS]
+    errors = []
+    for recompute in ("true", "false"):
+        folder = fit(load_config(None, [*given, "steps=3", f"recompute={recompute}", f"out={tmp_path / recompute}"]))
+        with np.load(folder / "predictions_train.npz") as arrays:
+            errors.append(arrays["forces_pred"])
+    np.testing.assert_allclose(*errors, atol=1e-10)
+
+
+def test_a_model_that_keeps_little_as_it_is_is_not_recomputed(tmp_path: Path):
+    with pytest.raises(ValueError, match="recompute must be false for mace, which keeps little as it is; escaip can"):
+        fit(load_config(None, [f"data={tmp_path / 'absent.xyz'}", "model=mace", "recompute=true"]))
+    with pytest.raises(ValueError, match="recompute must be false with compile, which decides itself what to keep, got True"):
+        load_config(None, ["recompute=true", "compile=true"])
