@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from equimol.models.base import ConfiguredPotential
 from equimol.nn import BesselBasis, DegreeLinear, ElementLinear, ScalarMLP
+from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.o3 import Block, Layout, natural_layout, spherical_harmonics
 from equimol.ops import gather
 from equimol.tensor_products import EDGE_CONVOLUTIONS, MANY_BODY_PRODUCTS
+
+KNOTS = 513  # of tables over the distance, where splines are as exact as float32
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class MACE(ConfiguredPotential):
         hidden = [natural_layout(0, config.channels)]
         hidden += [natural_layout(config.lmax_hidden, config.channels)] * (config.layers - 1)
         hidden += [natural_layout(0, config.channels)]  # only scalars are read from the last layer
-        self.layers = nn.ModuleList(Layer(config, a, b) for a, b in zip(hidden, hidden[1:], strict=False))
+        self.layers = nn.ModuleList(Layer(config, self.radial, a, b) for a, b in zip(hidden, hidden[1:], strict=False))
         self.readouts = nn.ModuleList(ScalarMLP(config.channels, 1) for _ in range(config.layers - 1))
         self.readouts.append(ScalarMLP(config.channels, config.readout_width, 1))
 
@@ -84,7 +88,11 @@ class MACE(ConfiguredPotential):
         vectors = displacements.to(self.embedding.dtype)
         species = self.species_of[numbers]
         harmonics = spherical_harmonics(vectors, self.config.lmax_edge)  # component-normalised
-        radial = self.radial(vectors.norm(dim=-1))
+        distances = vectors.norm(dim=-1)
+        if self.layers[0].table is not None and self.dtype != torch.float64:  # frozen; for float64 the table is not exact
+            radial = cubic_weights(distances, self.cutoff / (KNOTS - 1), KNOTS, self.dtype).inside(distances < self.cutoff)
+        else:
+            radial = self.radial(distances)
         features = gather(self.embedding, species)
         energies, scalars = 0, []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
@@ -97,10 +105,10 @@ class MACE(ConfiguredPotential):
 class Layer(nn.Module):
     """One round: sum over neighbours, powers of the sum, a residual that knows the element."""
 
-    def __init__(self, config: MACEConfig, hidden_in: Layout, hidden_out: Layout) -> None:
+    def __init__(self, config: MACEConfig, radial: BesselBasis, hidden_in: Layout, hidden_out: Layout) -> None:
         super().__init__()
         channels, elements = config.channels, len(config.elements)
-        self.average_neighbors = config.average_neighbors
+        self.average_neighbors, self.radial = config.average_neighbors, radial
         self.linear_up = DegreeLinear(hidden_in, hidden_in)
         rank = {} if config.product == "clebsch_gordan" else {"rank": config.rank}
         self.convolution = EDGE_CONVOLUTIONS[config.product](hidden_in, config.lmax_edge, config.lmax_edge, **rank)
@@ -112,17 +120,26 @@ class Layer(nn.Module):
         self.product_weights = nn.Parameter(torch.randn(elements, self.product.num_weights, config.rank * channels))
         self.linear_out = DegreeLinear(self.product.out, hidden_out)
         self.residual = ElementLinear(hidden_in, hidden_out, elements)
+        self.register_buffer("table", None, persistent=False)  # of the weights over the distance, once frozen
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Tabulate the weights of edges over the distance; but in float64 the network is used."""
+        exact, cutoff = copy.deepcopy(self.radial_weights).double(), self.radial.cutoff
+        distances = torch.linspace(0, cutoff, KNOTS, dtype=torch.float64, device=self.product_weights.device)
+        self.table = cubic_table(exact(self.radial(distances))).to(self.product_weights)
 
     def forward(
         self,
         features: Float[Tensor, "atoms dim_in"],
         species: Int[Tensor, " atoms"],
         harmonics: Float[Tensor, "edges harmonics"],
-        radial: Float[Tensor, "edges radial"],
+        radial: Float[Tensor, "edges radial"] | CubicWeights,
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
-        weights = self.radial_weights(radial).unflatten(-1, (self.convolution.num_weights, -1))
+        weights = look_up(self.table, radial) if isinstance(radial, CubicWeights) else self.radial_weights(radial)
+        weights = weights.unflatten(-1, (self.convolution.num_weights, -1))
         # A_i = sum_j R(r_ij) Y(r_ij) (x) h_j, Batatia 2022, eq. 8-9; divided by sqrt(<neighbours>), not by <neighbours> as there:
         # messages differ, so this is what keeps the variance, and on 3BPA it learns faster
         sums = self.convolution(self.linear_up(features), harmonics, senders, receivers, weights) / self.average_neighbors**0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -14,6 +14,10 @@ class CubicWeights(NamedTuple):
 
     rows: Int[Tensor, "points 4"]
     weights: Float[Tensor, "points 4"]
+
+    def inside(self, mask: Bool[Tensor, " points"]) -> CubicWeights:
+        """Zero elsewhere."""
+        return CubicWeights(self.rows, torch.where(mask[:, None], self.weights, 0))
 
     def split(self, sizes: list[int]) -> list[CubicWeights]:
         return [CubicWeights(*parts) for parts in zip(self.rows.split(sizes), self.weights.split(sizes), strict=True)]
