@@ -1,10 +1,22 @@
 """Numerical primitives: each has a plain torch definition, differentiable to any order."""
 
-from equimol.ops.convolution import PathRows, coupled_sum
+from equimol.ops.convolution import CoupledSum, PathRows, coupled_sum, plain_coupled_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import Term, signal_product
 from equimol.ops.slots import Slots
 
-__all__ = ["PathRows", "Slots", "Term", "coupled_sum", "dense", "filtered_sum", "gather", "scatter_sum", "signal_product"]
+__all__ = [
+    "CoupledSum",
+    "PathRows",
+    "Slots",
+    "Term",
+    "coupled_sum",
+    "dense",
+    "filtered_sum",
+    "gather",
+    "plain_coupled_sum",
+    "scatter_sum",
+    "signal_product",
+]

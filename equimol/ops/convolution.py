@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equimol.ops.kernels import find_kernel, run
-from equimol.ops.multilinear import form_derivatives
+from equimol.ops.kernels import find_kernel, has_kernel, run
+from equimol.ops.multilinear import Form, form_derivatives, form_operator
+from equimol.ops.scatter import gather, scatter_sum
 
 
 class PathRows(NamedTuple):
@@ -27,22 +27,83 @@ class PathRows(NamedTuple):
     entries: tuple[tuple[int, int, int, float], ...]  # m1, m2, m3 from 0, and what is not zero
 
 
+class CoupledSum(Form):
+    """sum_e w_p C x_s(e) y_e g_r(e) over paths p: linear in features x, harmonics y, weights w, and g, by which its derivative is the sum.
+
+    Args:
+        paths: where the rows of each are.
+        rows, harmonics, sums: how many there are of x, y and g.
+    """
+
+    count = 4
+
+    def __init__(self, paths: Sequence[Sequence], rows: int, harmonics: int, sums: int) -> None:
+        self.paths = tuple(PathRows(*places, tuple(map(tuple, entries))) for *places, entries in paths)
+        self.rows, self.harmonics, self.sums = rows, harmonics, sums
+        super().__init__(self.paths, rows, harmonics, sums)
+        self._kernels: dict[tuple[str, torch.dtype], Callable[..., int]] = {}  # found by the description, which takes long to compare
+
+    def shapes(self, arguments, constants):
+        (x, _, _, g), (senders, _) = arguments, constants
+        rows = x if x is not None else g  # one of them is there: the derivative by one needs the other
+        atoms, channels, edges = len(rows), rows.shape[2], len(senders)
+        return (atoms, self.rows, channels), (edges, self.harmonics), (edges, len(self.paths), channels), (atoms, self.sums, channels)
+
+    def derivatives(self, arguments, constants, wanted):
+        x, y, w, g = arguments
+        senders, receivers = constants
+        like = next(a for a in arguments if a is not None)
+        if not has_kernel("convolution", like):
+            return self.plain_derivatives(arguments, constants, wanted)
+        shapes, found = self.shapes(arguments, constants), [None] * 4
+        (atoms, _, channels), edges = shapes[0], len(senders)
+        for name, index in (("senders", senders), ("receivers", receivers)):  # a kernel does not look
+            least, most = map(int, torch.aminmax(index)) if edges else (0, -1)
+            if least < 0 or most >= atoms:
+                raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
+        for n, want in enumerate(wanted):
+            found[n] = like.new_empty(shapes[n]) if want else None
+        if wanted[0]:
+            run(self._kernel("by_features", like), atoms, channels, *_edges_of(senders, atoms), receivers, g, y, w, found[0])
+        if wanted[1]:
+            run(self._kernel("by_harmonics", like), edges, channels, senders, receivers, x, g, w, found[1])
+        if wanted[2]:
+            run(self._kernel("by_weights", like), edges, channels, senders, receivers, x, y, g, found[2])
+        if wanted[3]:
+            run(self._kernel("by_sums", like), atoms, channels, *_edges_of(receivers, atoms), senders, x, y, w, found[3])
+        return found
+
+    def plain_derivatives(self, arguments, constants, wanted):
+        """The same by PyTorch's operations: the reference."""
+        like = next(a for a in arguments if a is not None)
+        with torch.enable_grad():
+            leaves = [
+                (like.new_zeros(shape) if a is None else a.detach()).requires_grad_(want)
+                for a, shape, want in zip(arguments, self.shapes(arguments, constants), wanted, strict=True)
+            ]
+            total = (plain_coupled_sum(self, *leaves[:3], *constants) * leaves[3]).sum()
+            found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
+        return [next(found) if want else None for want in wanted]
+
+    def _kernel(self, name: str, like: Tensor) -> Callable[..., int]:
+        if (name, like.dtype) not in self._kernels:
+            self._kernels[name, like.dtype] = find_kernel("convolution", name, like, *self.settings)
+        return self._kernels[name, like.dtype]
+
+
 def coupled_sum(
+    form: CoupledSum,
     features: Float[Tensor, "atoms rows channels"],
     harmonics: Float[Tensor, "edges size"],
     weights: Float[Tensor, "edges paths channels"],
     senders: Int[Tensor, " edges"],
     receivers: Int[Tensor, " edges"],
-    paths: tuple[PathRows, ...],
-    sums: int,
 ) -> Float[Tensor, "atoms sums channels"]:
-    """sum_e w_p C (features of the sender) (harmonics of the edge), for each path p: of any order of derivative, nothing kept by edges.
-
-    Only where there is a kernel: ask `has_kernel` before.
-    """
-    atoms, _, channels = features.shape
-    edges = len(senders)
-    for name, tensor, shape in (("harmonics", harmonics, (edges, harmonics.shape[1])), ("weights", weights, (edges, len(paths), channels))):
+    """sum_e w_p C (features of the sender) (harmonics of the edge), for each path p: of any order of derivative, nothing kept by edges."""
+    arguments, wanted = (features, harmonics, weights, None), (False, False, False, True)
+    channels, edges = features.shape[2], len(senders)
+    shapes = ("harmonics", harmonics, (edges, form.harmonics)), ("weights", weights, (edges, len(form.paths), channels))
+    for name, tensor, shape in shapes:
         if tensor.shape != shape or tensor.dtype != features.dtype or tensor.device != features.device:
             raise ValueError(
                 f"{name} must be {features.dtype} {list(shape)} on {features.device} beside features {list(features.shape)} and {edges}"
@@ -52,48 +113,28 @@ def coupled_sum(
         raise ValueError(
             f"senders and receivers must be int64, one for each edge, got {senders.dtype} [{edges}], {receivers.dtype} [{len(receivers)}]"
         )
-    for name, index in (("senders", senders), ("receivers", receivers)):
-        least, most = map(int, torch.aminmax(index)) if edges else (0, -1)
-        if least < 0 or most >= atoms:
-            raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
-    compute = partial(_derivatives, paths, features.shape[1], harmonics.shape[1], sums)
-    arguments, wanted = (features, harmonics, weights, None), (False, False, False, True)
-    return form_derivatives(compute, arguments, (senders.contiguous(), receivers.contiguous()), wanted)[3]
+    derivatives = form_operator if torch.compiler.is_compiling() else form_derivatives
+    return derivatives(form, arguments, (senders.contiguous(), receivers.contiguous()), wanted)[3]
 
 
-def _derivatives(
-    paths: tuple[PathRows, ...],
-    rows: int,
-    size: int,
-    sums: int,
-    arguments: Sequence[Tensor | None],
-    constants: Sequence[Tensor],
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """The wanted derivatives of the form, with respect to features, harmonics, weights and sums."""
-    x, y, w, g = arguments
-    senders, receivers = constants
-    like = next(a for a in arguments if a is not None)
-    atoms, channels = (len(x), x.shape[2]) if x is not None else (len(g), g.shape[2])
-    edges, found = len(senders), [None] * 4
-    description = paths, rows, size, sums
-
-    def kernel(name: str):
-        return find_kernel("convolution", name, like, *description)
-
-    if wanted[0]:
-        found[0] = like.new_empty(atoms, rows, channels)
-        run(kernel("by_features"), atoms, channels, *_edges_of(senders, atoms), receivers, g, y, w, found[0])
-    if wanted[1]:
-        found[1] = like.new_empty(edges, size)
-        run(kernel("by_harmonics"), edges, channels, senders, receivers, x, g, w, found[1])
-    if wanted[2]:
-        found[2] = like.new_empty(edges, len(paths), channels)
-        run(kernel("by_weights"), edges, channels, senders, receivers, x, y, g, found[2])
-    if wanted[3]:
-        found[3] = like.new_empty(atoms, sums, channels)
-        run(kernel("by_sums"), atoms, channels, *_edges_of(receivers, atoms), senders, x, y, w, found[3])
-    return found
+def plain_coupled_sum(
+    form: CoupledSum, features: Tensor, harmonics: Tensor, weights: Tensor, senders: Tensor, receivers: Tensor
+) -> Float[Tensor, "atoms sums channels"]:
+    """`coupled_sum` edge by edge, as it reads: the reference, and what traced and exported programs are made of."""
+    rows: list[Tensor | None] = [None] * form.sums
+    neighbours = gather(features, senders)
+    for p, path in enumerate(form.paths):
+        sizes = [1 + max(entry[n] for entry in path.entries) for n in range(3)]
+        coefficients = torch.zeros(sizes, dtype=torch.float64)
+        for m1, m2, m3, coefficient in path.entries:
+            coefficients[m1, m2, m3] = coefficient
+        x = neighbours[:, path.features : path.features + sizes[0]]
+        y = harmonics[:, path.harmonics : path.harmonics + sizes[1]]
+        mixed = torch.matmul(y, coefficients.to(y).transpose(0, 1).flatten(1)).unflatten(1, (sizes[0], sizes[2]))
+        coupled = torch.matmul(mixed.mT, x) * weights[:, p, None]
+        for m3, row in enumerate(coupled.unbind(1)):
+            rows[path.sums + m3 * path.step] = row
+    return scatter_sum(torch.stack(rows, 1), receivers, len(features))
 
 
 def _edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:

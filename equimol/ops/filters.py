@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equimol.ops.multilinear import form_derivatives
+from equimol.ops.multilinear import Form, form_derivatives
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import BLOCK_NUMBERS, Term
 
@@ -31,7 +31,7 @@ def filtered_sum(
     if torch.compiler.is_compiling():
         return plain_filtered_sum(samples, harmonics, weights, senders, receivers, table, terms)
     arguments, wanted = (samples, harmonics, weights, None), (False, False, False, True)
-    return form_derivatives(partial(_in_edge_blocks, terms), arguments, (senders, receivers, table), wanted)[3]
+    return form_derivatives(_form(terms), arguments, (senders, receivers, table), wanted)[3]
 
 
 def plain_filtered_sum(
@@ -46,6 +46,28 @@ def plain_filtered_sum(
         product = f[i] * g[j] if sign > 0 else -f[i] * g[j]
         values[k] = product if values[k] is None else values[k] + product
     return scatter_sum(torch.stack(values, dim=1), receivers, len(samples))
+
+
+class FilteredSum(Form):
+    """Sum over edges of terms of samples, filters (harmonics times weights) and the result."""
+
+    count = 4
+
+    def __init__(self, terms: Sequence[Sequence[int]]) -> None:
+        self.terms = tuple(map(tuple, terms))
+        super().__init__(self.terms)
+
+    def derivatives(self, arguments, constants, wanted):
+        return _in_edge_blocks(self.terms, arguments, constants, wanted)
+
+    def shapes(self, arguments, constants):
+        samples, _, weights, _ = arguments  # both are always there
+        senders, _, table = constants
+        out = len(samples), _signals_out(self.terms), samples.shape[2], weights.shape[2], samples.shape[3]
+        return samples.shape, (len(senders), len(table)), weights.shape, out
+
+
+_form = cache(FilteredSum)
 
 
 def _in_edge_blocks(

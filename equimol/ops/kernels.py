@@ -38,12 +38,27 @@ def wanted() -> str:
     return choice
 
 
+def has_operator(operation: str, like: Tensor) -> bool:
+    """Whether an operation is to be called as one, which finds its kernel itself, for such tensors.
+
+    Programs of PyTorch's compiler hold it on a CPU. Raises as `find_kernel` does.
+    """
+    if torch.compiler.is_compiling():
+        return like.device.type == "cpu" and not is_traced()
+    return has_kernel(operation, like)
+
+
+def is_traced() -> bool:
+    """Whether a program is traced or exported, which is to be made of PyTorch's operations alone, for any sizes."""
+    return torch.compiler.is_exporting() or (not torch.compiler.is_dynamo_compiling() and get_proxy_mode() is not None)
+
+
 def has_kernel(operation: str, like: Tensor) -> bool:
     """Whether `find_kernel` has one for such tensors. While a program is traced there is none: it is made of PyTorch's operations.
 
     Raises as `find_kernel` does.
     """
-    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+    if torch.compiler.is_compiling() or is_traced():
         return False
     choice = wanted()
     reason = why_not(operation, like.device.type, like.dtype)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from equimol.ops.multilinear import form_derivatives
+from equimol.ops.multilinear import Form, form_derivatives
 
 #: (signal of x, signal of y, signal of z, sign): what is multiplied and what it is added to
 Term = tuple[int, int, int, int]
@@ -39,7 +39,7 @@ def signal_product(
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
     arguments = (*rows, None, *(factors or (None, None, None)))
-    z = form_derivatives(partial(_in_row_blocks, terms), arguments, tables, (False, False, True, False, False, False))[2]
+    z = form_derivatives(_form(terms), arguments, tables, (False, False, True, False, False, False))[2]
     return z.reshape(*batch, *z.shape[-2:])
 
 
@@ -58,6 +58,28 @@ def plain_signal_product(
         values[k] = product if values[k] is None else values[k] + product
     z = torch.matmul(tables[2].flatten(0, 1).mT, torch.cat(values, dim=-2))
     return z if factors is None else (z * factors[2]).sum(-3)
+
+
+class SignalProduct(Form):
+    """Sum over rows and rank of terms of the signals of a x, b y and c z: linear in x, y, z and in a, b, c."""
+
+    count = 6
+
+    def __init__(self, terms: Sequence[Sequence[int]]) -> None:
+        self.terms = tuple(map(tuple, terms))
+        super().__init__(self.terms)
+
+    def derivatives(self, arguments, constants, wanted):
+        return _in_row_blocks(self.terms, arguments, tuple(constants), wanted)
+
+    def shapes(self, arguments, constants):
+        like = next(t for t in arguments[:3] if t is not None)
+        rank = next((len(f) for f in arguments[3:] if f is not None), 1)
+        sizes = [table.shape[2] for table in constants]
+        return [(n, size, like.shape[2]) for n in (len(like), rank) for size in sizes]
+
+
+_form = cache(SignalProduct)
 
 
 def _in_row_blocks(

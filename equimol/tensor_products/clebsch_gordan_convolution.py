@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, coupling_paths, natural_layout, split_blocks, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import PathRows, Slots, coupled_sum, gather
-from equimol.ops.kernels import has_kernel
+from equimol.ops import CoupledSum, PathRows, Slots, coupled_sum, gather, plain_coupled_sum
+from equimol.ops.kernels import has_operator, is_traced
 from equimol.tensor_products.base import EdgeConvolution
 
 
@@ -39,7 +39,7 @@ class ClebschGordanConvolution(EdgeConvolution):
         kinds = sorted({(p.l3, -p.p3) for p in self.paths})  # even parity first
         self._columns = {kind: [n for n, p in enumerate(self.paths) if (p.l3, -p.p3) == kind] for kind in kinds}
         self.out = tuple(Block(l, -minus, self.channels * len(columns)) for (l, minus), columns in self._columns.items())
-        self._rows, self._sums = self._list_rows()
+        self._form = CoupledSum(*self._list_rows())
         self._tables = nn.ModuleList()
         self._groups = []  # paths that share l2 and the block of x: one matrix product over neighbours each
         for (l2, i1), group in groupby(self.paths, key=lambda p: (p.l2, p.i1)):
@@ -57,9 +57,9 @@ class ClebschGordanConvolution(EdgeConvolution):
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
         atoms, channels = len(features), self.channels
-        if has_kernel("convolution", features):
-            rows = features.unflatten(-1, (-1, channels))
-            return coupled_sum(rows, harmonics, weights, senders, receivers, self._rows, self._sums).flatten(1)
+        if is_traced() or has_operator("convolution", features):
+            rows, sum_up = features.unflatten(-1, (-1, channels)), plain_coupled_sum if is_traced() else coupled_sum
+            return sum_up(self._form, rows, harmonics, weights, senders, receivers).flatten(1)
         slots = Slots(receivers, atoms)
         neighbours = split_blocks(gather(features, slots.index(senders)), self.in_layout)  # [slots, 2*l1+1, channels] each
         angular = slots.fill(harmonics).unflatten(0, (atoms, slots.width)).split([2 * l + 1 for l in range(self.lmax_edge + 1)], -1)
@@ -73,8 +73,8 @@ class ClebschGordanConvolution(EdgeConvolution):
             coupled += together.split([2 * p.l3 + 1 for p in members], 1)
         return torch.cat([torch.cat([coupled[n] for n in columns], -1).flatten(1) for columns in self._columns.values()], -1)
 
-    def _list_rows(self) -> tuple[tuple[PathRows, ...], int]:
-        """Where the rows of channels of each path are, and how many rows of sums there are."""
+    def _list_rows(self) -> tuple[tuple[PathRows, ...], int, int, int]:
+        """Where the rows of channels of each path are, and how many rows of features, harmonics and sums there are."""
         first = list(accumulate((2 * block.l + 1 for block in self.in_layout), initial=0))
         sums, places = 0, {}
         for (l3, _), columns in self._columns.items():
@@ -85,7 +85,7 @@ class ClebschGordanConvolution(EdgeConvolution):
             coefficients = (2 * p.l3 + 1) ** 0.5 * wigner_3j(p.l1, p.l2, p.l3)
             entries = tuple((*place, float(coefficients[tuple(place)])) for place in torch.nonzero(coefficients.abs() > 1e-12).tolist())
             rows.append(PathRows(first[p.i1], p.l2**2, *places[n], entries))
-        return tuple(rows), sums
+        return tuple(rows), first[-1], (self.lmax_edge + 1) ** 2, sums
 
 
 def _coupling_matrix(paths: list) -> Float[Tensor, "rows columns"]:

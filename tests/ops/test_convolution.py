@@ -60,7 +60,7 @@ def test_atoms_that_are_not_there(random, name, bad):
     (senders if name == "senders" else receivers)[3] = bad
     rows = tensors[0].unflatten(-1, (-1, 2))
     with pytest.raises(ValueError, match=f"{name} must be in 0..4, got"):
-        coupled_sum(rows, tensors[1], tensors[2], senders, receivers, convolution._rows, convolution._sums)
+        coupled_sum(convolution._form, rows, tensors[1], tensors[2], senders, receivers)
 
 
 def test_mixed_types_are_refused(random):
