@@ -11,7 +11,7 @@ from equimol.ops.function import Function, wanted_inputs
 from equimol.ops.kernels import has_kernel
 
 SMALLEST = 2**16  # numbers in a weight; a call with smaller ones costs more than the product
-SEVERAL_ROWS = 4  # of fewer, MKL's product of a matrix and a vector is quicker
+SEVERAL_ROWS = 2  # one is read as fast by the product of a matrix and a vector that MKL has
 
 _packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each frozen weight, the layouts of its views that oneDNN reads fastest
 
