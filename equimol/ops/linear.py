@@ -12,6 +12,7 @@ from equimol.ops.kernels import has_kernel
 
 SMALLEST = 2**16  # numbers in a weight; a call with smaller ones costs more than the product
 SEVERAL_ROWS = 2  # one is read as fast by the product of a matrix and a vector that MKL has
+MANY_ROWS = 64  # that are worth arranging a weight anew for each product
 
 _packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each frozen weight, the layouts of its views that oneDNN reads fastest
 
@@ -27,7 +28,7 @@ def linear(
     A parameter that needs no gradient is rearranged once for the processor, which doubles its memory (and again for the derivative):
     this is what makes products of few rows fast. It may change in place; it is then rearranged again.
     """
-    if weight.numel() >= SMALLEST and len(x) >= SEVERAL_ROWS and has_kernel("linear", x):
+    if weight.numel() >= SMALLEST and len(x) >= (SEVERAL_ROWS if _is_frozen(weight) else MANY_ROWS) and has_kernel("linear", x):
         return _Linear.apply(x, weight, bias, plus)
     return plain_linear(x, weight, bias, plus)
 
@@ -44,7 +45,7 @@ class _Linear(Function):
     def forward(x, weight, bias, plus):
         if weight.dtype != x.dtype or weight.device != x.device:
             raise ValueError(f"weight must be {x.dtype} on {x.device} as x is, got {weight.dtype} on {weight.device}")
-        weight = _arranged(weight, len(x))
+        x, weight = x.contiguous(), _arranged(weight, len(x))
         if plus is None:
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
@@ -66,11 +67,25 @@ class _Linear(Function):
         )
 
 
+def _whole(weight: Tensor) -> Tensor:
+    """The tensor that a weight is a view of."""
+    return weight if weight._base is None else weight._base
+
+
+def _is_frozen(weight: Tensor) -> bool:
+    """Whether it is a parameter, or part of one, that needs no gradient."""
+    whole = _whole(weight)
+    return isinstance(whole, torch.nn.Parameter) and not whole.requires_grad
+
+
 def _arranged(weight: Float[Tensor, "out n"], rows: int) -> Tensor:
-    """A frozen parameter, or a part of one, as oneDNN wants it, kept as long as the parameter; all else as it is."""
-    whole = weight if weight._base is None else weight._base
-    if whole.requires_grad or not isinstance(whole, torch.nn.Parameter):
-        return weight
+    """A frozen parameter, or a part of one, as oneDNN wants it, kept as long as the parameter; all else without gaps.
+
+    For rows with gaps, as those of a part of a matrix are, oneDNN has but its reference: a thousand times slower.
+    """
+    if not _is_frozen(weight):
+        return weight if weight.mT.is_contiguous() else weight.contiguous()
+    whole = _whole(weight)
     view = weight.storage_offset(), weight.shape, weight.stride()
     version, views = _packed.get(whole, (None, {}))
     if version != whole._version:
