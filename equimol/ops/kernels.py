@@ -89,6 +89,8 @@ def run(kernel: Callable[..., int], n: int, *arguments: Tensor | float | int) ->
     threads = min(torch.get_num_threads(), n)
     if threads < 2:
         return kernel(0, n, *places)
+    if getattr(kernel, "team", 0):
+        return kernel.by_team(threads, n, *places)
     bounds = [n * part // threads for part in range(threads + 1)]
     pool = _pool(torch.get_num_threads() - 1)
     others = [pool.submit(kernel, start, stop, *places) for start, stop in zip(bounds[1:-1], bounds[2:], strict=True)]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import NewType
 
 import torch
@@ -239,11 +241,12 @@ class Code:
         return ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
 
 
-def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
+def compiled(write: Callable, dtype: torch.dtype) -> Kernel:
     """The function that ``write(code, **arguments)`` writes: its parameters in order, by their annotations int, float, Tensor, Indices.
 
     It is called with whole numbers, numbers and tensors' ``data_ptr()``, releases Python's lock, and returns the whole number that
-    ``write`` returned, or 0. Compiled once for each dtype and process, which takes hundredths of a second, or tenths for long code.
+    ``write`` returned, or 0. One that begins with ``start`` and ``stop`` can be called by a team of threads, too. Compiled once for each
+    dtype and process, which takes hundredths of a second, or tenths for long code.
     """
     annotations = {name: kind for name, kind in write.__annotations__.items() if name not in ("code", "return")}
     module = ir.Module()
@@ -261,6 +264,9 @@ def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
         values[name] = Value(code, value)
     result = write(code, **values)
     code.builder.ret(result.value if result is not None else ir.Constant(INTEGER, 0))
+    threads = [*annotations][:2] == ["start", "stop"] and openmp() is not None
+    if threads:
+        _write_team(module, function)
     machine = _machine()
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
@@ -271,7 +277,66 @@ def compiled(write: Callable, dtype: torch.dtype) -> Callable[..., int]:
     c_kinds = {"int": ctypes.c_int64, "float": ctypes.c_double, "Tensor": ctypes.c_void_p, "Indices": ctypes.c_void_p}
     call = ctypes.CFUNCTYPE(ctypes.c_int64, *(c_kinds[word] for word in words))(engine.get_function_address(write.__name__))
     _ENGINES.append(engine)  # the code lives as long as it
-    return call
+    return Kernel(call, [word == "float" for word in words[2:]], engine.get_function_address(TEAM) if threads else 0)
+
+
+class Kernel:
+    """A compiled function: ``kernel(start, stop, *arguments)`` here and now, or `by_team`."""
+
+    def __init__(self, call: Callable[..., int], fractions: Sequence[bool], team: int) -> None:
+        self.call, self.fractions, self.team = call, fractions, team
+
+    def __call__(self, *arguments: float | int) -> int:
+        return self.call(*arguments)
+
+    def by_team(self, threads: int, n: int, *arguments: float | int) -> int:
+        """kernel(start, stop, *arguments) for equal parts of 0..n by the threads of PyTorch's own OpenMP, and the sum of the results.
+
+        Threads of our own would wait for PyTorch's, which go on spinning for work after each of its operations.
+        """
+        slots = (ctypes.c_int64 * (2 + len(arguments)))(n, 0)
+        for place, (argument, fraction) in enumerate(zip(arguments, self.fractions, strict=True), start=2):
+            slots[place] = struct.unpack("q", struct.pack("d", argument))[0] if fraction else argument
+        openmp().GOMP_parallel(ctypes.c_void_p(self.team), slots, ctypes.c_uint(threads), ctypes.c_uint(0))
+        return slots[1]
+
+
+TEAM = "of_a_team"
+
+
+def _write_team(module: ir.Module, kernel: ir.Function) -> None:
+    """What each thread calls with the address of n, the sum of results, and the arguments: its part of 0..n."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INTEGER.as_pointer()]), TEAM)
+    builder = ir.IRBuilder(function.append_basic_block())
+    number = ir.FunctionType(ir.IntType(32), [])
+    who, many = (ir.Function(module, number, name) for name in ("omp_get_thread_num", "omp_get_num_threads"))
+    mine, threads = (builder.sext(builder.call(f, []), INTEGER) for f in (who, many))
+
+    def slot(place: int) -> ir.Value:
+        return builder.gep(function.args[0], [ir.Constant(INTEGER, place)])
+
+    n = builder.load(slot(0))
+    bounds = [builder.sdiv(builder.mul(n, part), threads) for part in (mine, builder.add(mine, ir.Constant(INTEGER, 1)))]
+    arguments = []
+    for place, argument in enumerate(kernel.args[2:], start=2):
+        value = builder.load(slot(place))
+        if isinstance(argument.type, ir.PointerType):
+            value = builder.inttoptr(value, argument.type)
+        arguments.append(builder.bitcast(value, argument.type) if isinstance(argument.type, ir.DoubleType) else value)
+    builder.atomic_rmw("add", slot(1), builder.call(kernel, [*bounds, *arguments]), "monotonic")
+    builder.ret_void()
+
+
+@cache
+def openmp() -> ctypes.CDLL | None:
+    """The library whose threads PyTorch uses, if it is GNU's."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    if not found:
+        return None
+    library = ctypes.CDLL(str(found[0]))  # loaded already: the same one
+    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+        binding.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    return library
 
 
 _ENGINES: list = []

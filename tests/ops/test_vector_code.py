@@ -54,3 +54,22 @@ def test_exp_far_out(dtype):
 
 def test_a_vector_is_64_bytes():
     assert all(lanes * dtype.itemsize == 64 for dtype, lanes in LANES.items())
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_team_does_every_part_once(threads, dtype):
+    """With whole numbers, fractions and arrays for arguments; the results of all threads are added."""
+
+    def write(code: Code, start: int, stop: int, offset: int, factor: float, found: Tensor) -> int:
+        with code.loop(start, stop) as n:
+            code.store(code.load(found, n + offset) + factor, found, n + offset)
+        return stop - start
+
+    kernel = compiled(write, dtype)
+    if not kernel.team:
+        pytest.skip("this PyTorch has no GNU OpenMP, whose threads a team is made of")
+    for n in (1, 2, 50):
+        found = torch.zeros(n + 5, dtype=dtype)
+        assert kernel.by_team(threads, n, 3, 0.25, found.data_ptr()) == n
+        assert found.tolist() == [0.0] * 3 + [0.25] * n + [0.0] * 2
