@@ -10,13 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import form_derivatives
 
 #: (signal of x, signal of y, signal of z, sign): what is multiplied and what it is added to
 Term = tuple[int, int, int, int]
 Tables = tuple[Float[Tensor, "signals1 points dim1"], Float[Tensor, "signals2 points dim2"], Float[Tensor, "signals3 points dim3"]]
+#: of the tables, for each signal, the components that are not zero at all points
+Components = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
 
 BLOCK_NUMBERS = 2**19  # values that are alive at a time, per thread: about what the cache of a core holds
+PARTS = 64  # of the rows, when derivatives of factors are summed over them by a kernel
 
 
 def signal_product(
@@ -25,6 +29,7 @@ def signal_product(
     factors: tuple[Float[Tensor, "rank dim1 channels"], Float[Tensor, "rank dim2 channels"], Float[Tensor, "rank dim3 channels"]] | None,
     tables: Tables,
     terms: tuple[Term, ...],
+    components: Components | None = None,
 ) -> Float[Tensor, "*batch dim3 channels"]:
     """z = sum over r of c_r C^T [(A a_r x) * (B b_r y)], for factors a, b, c and tables A, B, C, which are constants.
 
@@ -39,7 +44,8 @@ def signal_product(
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
     arguments = (*rows, None, *(factors or (None, None, None)))
-    z = form_derivatives(partial(_in_row_blocks, terms), arguments, tables, (False, False, True, False, False, False))[2]
+    components = components or tuple((tuple(range(table.shape[2])),) * len(table) for table in tables)
+    z = form_derivatives(partial(_derivatives, terms, components), arguments, tables, (False, False, True, False, False, False))[2]
     return z.reshape(*batch, *z.shape[-2:])
 
 
@@ -60,10 +66,30 @@ def plain_signal_product(
     return z if factors is None else (z * factors[2]).sum(-3)
 
 
+def _derivatives(
+    terms: tuple[Term, ...], components: Components, arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The wanted derivatives of sum over r and rows of the form (a_r x, b_r y, c_r z), with respect to x, y, z, a, b, c."""
+    like = next(t for t in arguments[:3] if t is not None)
+    if not has_kernel("signals", like):
+        return _in_row_blocks(terms, arguments, tables, wanted)
+    rows, channels, factors = len(like), like.shape[-1], arguments[3:]
+    rank = next((len(f) for f in factors if f is not None), 1)
+    each = -(-rows // PARTS) if any(wanted[3:]) else 1
+    parts = -(-rows // max(1, each))
+    found = [like.new_empty(rows, tables[role].shape[2], channels) if wanted[role] else None for role in range(3)]
+    sums = [like.new_zeros(parts, *factors[role].shape) if wanted[3 + role] else None for role in range(3)]
+    sizes, scaled = tuple(table.shape[2] for table in tables), tuple(f is not None for f in factors)
+    kernel = find_kernel("signals", "derivatives", like, terms, components, sizes, tables[0].shape[1], scaled, tuple(wanted))
+    places = [0 if t is None else t.contiguous() for t in (*arguments, *tables, *found, *sums)]
+    run(kernel, parts, each, rows, channels, rank, *places)
+    return [*found, *(None if s is None else s.sum(0) for s in sums)]
+
+
 def _in_row_blocks(
     terms: tuple[Term, ...], arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The wanted derivatives of sum over r and rows of the form (a_r x, b_r y, c_r z), with respect to x, y, z, a, b, c."""
+    """The same by PyTorch's operations, rows by rows."""
     features, factors = arguments[:3], arguments[3:]
     like = next(t for t in features if t is not None)
     size, channels, points = len(like), like.shape[-1], tables[0].shape[1]

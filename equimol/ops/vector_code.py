@@ -198,6 +198,10 @@ class Code:
         """Lane by lane, or all of it by a condition."""
         return Value(self, self.builder.select(mask.value, chosen.value, otherwise.value))
 
+    def least(self, a: Value, b: Value) -> Value:
+        """The lesser of two whole numbers."""
+        return Value(self, self.builder.select(self.builder.icmp_signed("<", a.value, b.value), a.value, b.value))
+
     def exp(self, x: Value) -> Value:
         """To the last bit or two; 0 and infinity are out of reach."""
         most, (high, low), builder = LARGEST[self.dtype], LN2[self.dtype], self.builder
