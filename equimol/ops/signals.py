@@ -73,17 +73,30 @@ def _derivatives(
     like = next(t for t in arguments[:3] if t is not None)
     if not has_kernel("signals", like):
         return _in_row_blocks(terms, arguments, tables, wanted)
-    rows, channels, factors = len(like), like.shape[-1], arguments[3:]
-    rank = next((len(f) for f in factors if f is not None), 1)
-    each = -(-rows // PARTS) if any(wanted[3:]) else 1
-    parts = -(-rows // max(1, each))
-    found = [like.new_empty(rows, tables[role].shape[2], channels) if wanted[role] else None for role in range(3)]
-    sums = [like.new_zeros(parts, *factors[role].shape) if wanted[3 + role] else None for role in range(3)]
-    sizes, scaled = tuple(table.shape[2] for table in tables), tuple(f is not None for f in factors)
-    kernel = find_kernel("signals", "derivatives", like, terms, components, sizes, tables[0].shape[1], scaled, tuple(wanted))
-    places = [0 if t is None else t.contiguous() for t in (*arguments, *tables, *found, *sums)]
-    run(kernel, parts, each, rows, channels, rank, *places)
-    return [*found, *(None if s is None else s.sum(0) for s in sums)]
+    features, factors = arguments[:3], arguments[3:]
+    rows, channels, rank = len(like), like.shape[-1], next((len(f) for f in factors if f is not None), 1)
+    found: list[Tensor | None] = [None] * 6
+    for role in range(3):
+        if not (wanted[role] or wanted[3 + role]):
+            continue
+        order = [n for n in range(3) if n != role] + [role]  # what is made stands in the place of z
+        description = (
+            tuple(sorted((*(term[n] for n in order), term[3]) for term in terms)),  # sorted, for fewer to be compiled
+            tuple(components[n] for n in order),
+            tuple(tables[n].shape[2] for n in order),
+            tables[0].shape[1],
+            factors[role] is not None,
+        )
+        each = -(-rows // PARTS) if wanted[3 + role] else 1
+        parts = -(-rows // max(1, each))
+        if wanted[role]:
+            found[role] = like.new_empty(rows, tables[role].shape[2], channels)
+        sums = like.new_zeros(parts, *factors[role].shape) if wanted[3 + role] else None
+        inputs = [array[n] for array in (features, factors, tables) for n in order]
+        places = [0 if t is None else t.contiguous() for t in (*inputs, found[role], sums)]
+        run(find_kernel("signals", "product", like, *description), parts, each, rows, channels, rank, wanted[role], wanted[3 + role], *places)
+        found[3 + role] = None if sums is None else sums.sum(0)
+    return found
 
 
 def _in_row_blocks(

@@ -1,11 +1,11 @@
-"""Products of signals and their derivatives, for equimol/ops/signals.py: values at points never leave the registers.
+"""Products of signals, for equimol/ops/signals.py: values at points never reach the memory.
 
-    S = sum_r sum_(i, j, k, s) sum_p s (A_i a_r x)_p (B_j b_r y)_p (C_k c_r z)_p
+    z = sum_r c_r sum_(i, j, k, s) s C_k^T [(A_i a_r x) (B_j b_r y)]
 
 for each row and channel. x, y, z [rows, components, channels] are the three roles, a, b, c [rank, components, channels] their factors,
-A, B, C [signals, points, components] their tables and (i, j, k, s) the terms. S is linear in each feature and in each factor; here are
-its derivatives by any of the six. Rows are visited in parts of equal size. A part owns its sums over rows, which are the derivatives by
-factors, so that they do not depend on the number of threads.
+A, B, C [signals, points, components] their tables and (i, j, k, s) the terms. It is linear in x, y and a gradient of z together: with
+roles exchanged, the same code gives the derivatives by x and y. That by c is the sum over rows of z, without c_r, times such a gradient.
+Rows are visited in parts, and a part owns its sums over rows, so that these do not depend on the number of threads.
 """
 
 from collections.abc import Callable
@@ -15,92 +15,105 @@ from torch import Tensor
 from equimol.ops.signals import Components, Term
 from equimol.ops.vector_code import Code, Value
 
-REGISTERS = 24  # values at points that are alive at a time, of the 32 vectors that a processor holds: more points share a row's load
+VECTORS = 4  # of channels at a time: what they need is at hand in the nearest cache
+SAMPLES = 24  # values at points at a time, in the 32 registers of a processor: each number of a feature is loaded for several points
 
 
-def derivatives(
+def product(
     terms: tuple[Term, ...],
     components: Components,
     sizes: tuple[int, int, int],
     points: int,
-    scaled: tuple[bool, bool, bool],
-    wanted: tuple[bool, bool, bool, bool, bool, bool],
+    scaled: bool,
 ) -> Callable:
-    """Those by x, y, z, a, b, c that are wanted. ``components`` are those of each signal that are not zero, ``scaled`` says which of the
-    roles have factors. Places of what is neither needed nor wanted may be 0."""
-    made = [role for role in range(3) if wanted[role] or wanted[3 + role]]
-    needed = [role for role in range(3) if any(other != role for other in made)]
-    together = max(1, REGISTERS // sum(len(components[role]) for role in needed))
+    """z, called found, and the derivative by c in the direction z; each if it is asked for.
+
+    ``components`` are those of each signal that are not zero, ``scaled`` says whether there are factors. Arrays that are not used may be
+    anywhere.
+    """
+    together = max(1, SAMPLES // (len(components[0]) + len(components[1])))
 
     def write(
-        code: Code, start: int, stop: int, each: int, rows: int, channels: int, rank: int,
+        code: Code, start: int, stop: int, each: int, rows: int, channels: int, rank: int, of_z: int, of_c: int,
         x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor, to_x: Tensor, to_y: Tensor, to_z: Tensor,
-        by_x: Tensor, by_y: Tensor, by_z: Tensor, by_a: Tensor, by_b: Tensor, by_c: Tensor,
+        found: Tensor, by_c: Tensor,
     ) -> None:  # fmt: skip
-        features, factors, tables = (x, y, z), (a, b, c), (to_x, to_y, to_z)
-        found, sums = (by_x, by_y, by_z), (by_a, by_b, by_c)
+        local = [code.local(VECTORS * size) for size in sizes]  # a_r x, b_r y and z before it is multiplied with c_r
+        everywhere = code.everywhere()
 
-        def at_points(first: Value, count: int, inputs: dict[int, list[Value]], totals: dict[int, dict]) -> None:
-            """Adds what some points give to the totals of the roles that are made."""
+        def at_points(first: Value, count: int, vector: Value) -> None:
+            """Adds what some points give to z."""
+            tables = [code.part(table, first * size) for table, size in zip((to_x, to_y, to_z), sizes, strict=True)]
+            numbers = [code.part(array, vector * (size * code.lanes)) for array, size in zip(local, sizes, strict=True)]
 
-            def entry(role: int, signal: int, point: int, component: int) -> Value:
-                return code.load(tables[role], first * sizes[role] + ((signal * points + point) * sizes[role] + component))
+            def entries(role: int, signal: int, component: int) -> list[Value]:
+                starts = [(signal * points + point) * sizes[role] for point in range(count)]
+                return [code.load(tables[role], code.whole(at + component)) for at in starts]
 
-            samples: dict[tuple[int, int], list[Value]] = {}
-            for role in needed:
+            samples: tuple[dict[int, list[Value]], ...] = {}, {}
+            for role in (0, 1):
                 for signal, used in enumerate(components[role]):
                     for component in used:
-                        terms_here = [entry(role, signal, p, component) * inputs[role][component] for p in range(count)]
-                        before = samples.get((role, signal))
-                        samples[role, signal] = terms_here if before is None else [u + v for u, v in zip(before, terms_here, strict=True)]
-            for role in made:
-                one, other = (n for n in range(3) if n != role)
-                for signal, used in enumerate(components[role]):
-                    values: list[Value] | None = None
-                    for term in terms:
-                        pair = samples.get((one, term[one])), samples.get((other, term[other]))
-                        if term[role] != signal or None in pair:
-                            continue
-                        product = [u * v if term[3] > 0 else -u * v for u, v in zip(*pair, strict=True)]
-                        values = product if values is None else [u + v for u, v in zip(values, product, strict=True)]
-                    for component in used if values else ():
-                        for p, value in enumerate(values):
-                            totals[role][component].add(entry(role, signal, p, component) * value)
+                        number = code.load(numbers[role], code.whole(component * code.lanes), everywhere)
+                        _add(samples[role], signal, [entry * number for entry in entries(role, signal, component)])
+            products: dict[int, list[Value]] = {}
+            for i, j, k, sign in terms:
+                if i in samples[0] and j in samples[1]:
+                    pairs = zip(samples[0][i], samples[1][j], strict=True)
+                    _add(products, k, [f * g if sign > 0 else -f * g for f, g in pairs])
+            for component in range(sizes[2]):
+                place = code.whole(component * code.lanes)
+                total = code.load(numbers[2], place, everywhere)
+                for signal, values in products.items():
+                    if component in components[2][signal]:
+                        for entry, value in zip(entries(2, signal, component), values, strict=True):
+                            total = total + entry * value
+                code.store(total, numbers[2], place, everywhere)
 
         with code.loop(start, stop) as part:
-            end = code.least((part + 1) * each, rows)
-            with code.loop(part * each, end) as row, code.loop(0, channels, code.lanes) as begin:
-                mask = code.below(begin, channels)
-
-                def place(role: int, index: Value, component: int) -> Value:
-                    return (index * sizes[role] + component) * channels + begin
-
-                for role in made:
-                    for component in range(sizes[role]) if wanted[role] else ():
-                        code.store(code.zeros(), found[role], place(role, row, component), mask)
-                with code.loop(0, rank) as r:
-                    inputs, totals = {}, {}
-                    for role in needed:
-                        inputs[role] = [code.load(features[role], place(role, row, n), mask) for n in range(sizes[role])]
-                        if scaled[role]:
-                            inputs[role] = [v * code.load(factors[role], place(role, r, n), mask) for n, v in enumerate(inputs[role])]
-                    for role in made:
-                        totals[role] = [code.variable(code.zeros()) for _ in range(sizes[role])]
-                    with code.loop(0, code.whole(points - points % together), together) as first:
-                        at_points(first, together, inputs, totals)
-                    if points % together:
-                        at_points(code.whole(points - points % together), points % together, inputs, totals)
-                    for role in made:
-                        for component, total in enumerate(totals[role]):
-                            value = total.get()
-                            if wanted[3 + role]:
-                                target = place(role, part * rank + r, component)
-                                term = value * code.load(features[role], place(role, row, component), mask)
-                                code.store(code.load(sums[role], target, mask) + term, sums[role], target, mask)
-                            if wanted[role]:
-                                if scaled[role]:
-                                    value = value * code.load(factors[role], place(role, r, component), mask)
-                                target = place(role, row, component)
-                                code.store(code.load(found[role], target, mask) + value, found[role], target, mask)
+            last = code.least((part + 1) * each, rows)
+            with (
+                code.loop(part * each, last) as row,
+                code.loop(0, channels, VECTORS * code.lanes) as begin,
+                code.loop(0, rank) as r,
+            ):
+                vectors = code.least(code.whole(VECTORS), code.quotient(channels - begin + (code.lanes - 1), code.lanes))
+                with code.loop(0, vectors) as vector:
+                    channel = begin + vector * code.lanes
+                    mask = code.below(channel, channels)
+                    for role, (feature, factor) in enumerate(((x, a), (y, b))):
+                        for n in range(sizes[role]):
+                            number = code.load(feature, (row * sizes[role] + n) * channels + channel, mask)
+                            if scaled:
+                                number = number * code.load(factor, (r * sizes[role] + n) * channels + channel, mask)
+                            code.store(number, local[role], (vector * sizes[role] + n) * code.lanes, everywhere)
+                    for n in range(sizes[2]):
+                        code.store(code.zeros(), local[2], (vector * sizes[2] + n) * code.lanes, everywhere)
+                # One loop over vectors and points: of two, LLVM would keep in registers what the inner one does not change, far too much.
+                for first, steps, count in ((0, points // together, together), (points - points % together, points % together, 1)):
+                    with code.loop(0, vectors * steps) as step:
+                        vector = code.quotient(step, max(1, steps))
+                        at_points((step - vector * steps) * count + first, count, vector)
+                with code.loop(0, vectors) as vector:
+                    channel = begin + vector * code.lanes
+                    mask = code.below(channel, channels)
+                    known = code.below(channel, channels * code.least(r, code.whole(1)))  # nothing at first
+                    totals = [(n, (vector * sizes[2] + n) * code.lanes) for n in range(sizes[2])]
+                    with code.when(of_c.above(0)):
+                        for n, at in totals:
+                            term = code.load(local[2], at, everywhere) * code.load(z, (row * sizes[2] + n) * channels + channel, mask)
+                            place = ((part * rank + r) * sizes[2] + n) * channels + channel
+                            code.store(code.load(by_c, place, mask) + term, by_c, place, mask)
+                    with code.when(of_z.above(0)):
+                        for n, at in totals:
+                            term = code.load(local[2], at, everywhere)
+                            if scaled:
+                                term = term * code.load(c, (r * sizes[2] + n) * channels + channel, mask)
+                            place = (row * sizes[2] + n) * channels + channel
+                            code.store(code.load(found, place, known) + term, found, place, mask)
 
     return write
+
+
+def _add(sums: dict[int, list[Value]], key: int, values: list[Value]) -> None:
+    sums[key] = [u + v for u, v in zip(sums[key], values, strict=True)] if key in sums else values
