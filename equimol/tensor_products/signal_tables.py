@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Layout, Table
 from equimol.ops import Term, signal_product
-from equimol.ops.kernels import has_kernel
+from equimol.ops.signals import is_compiled
 
 Factors = Sequence[Tensor]  # a, b and c of a product of a rank: [..., rank, components, channels] each
 
@@ -33,7 +33,7 @@ class SignalTables(nn.Module):
     ) -> Float[Tensor, "*batch dim_out channels1"]:
         """Products of all channels of x with those of y, or with its only one. Factors without batch dimensions cost next to nothing."""
         y = y.expand(*y.shape[:-1], x.shape[-1])
-        if has_kernel("signals", x):  # by its numbers of multiplications; PyTorch's operations are faster with fewer and longer signals
+        if is_compiled(x, self._components):
             return signal_product(x, y, factors, tuple(table(x) for table in self._halves), self._terms_of_halves, self._components)
         return signal_product(x, y, factors, tuple(table(x) for table in self.tables), self.terms)
 

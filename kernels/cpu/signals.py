@@ -81,13 +81,13 @@ def product(
                 with code.loop(0, vectors) as vector:
                     channel = begin + vector * code.lanes
                     mask = code.below(channel, channels)
-                    for role, (feature, factor) in enumerate(((x, a), (y, b))):
-                        for n in range(sizes[role]):
-                            number = code.load(feature, (row * sizes[role] + n) * channels + channel, mask)
+                    for size, feature, factor, array in zip(sizes, (x, y), (a, b), local, strict=False):
+                        with code.loop(0, code.whole(size)) as n:
+                            number = code.load(feature, (row * size + n) * channels + channel, mask)
                             if scaled:
-                                number = number * code.load(factor, (r * sizes[role] + n) * channels + channel, mask)
-                            code.store(number, local[role], (vector * sizes[role] + n) * code.lanes, everywhere)
-                    for n in range(sizes[2]):
+                                number = number * code.load(factor, (r * size + n) * channels + channel, mask)
+                            code.store(number, array, (vector * size + n) * code.lanes, everywhere)
+                    with code.loop(0, code.whole(sizes[2])) as n:
                         code.store(code.zeros(), local[2], (vector * sizes[2] + n) * code.lanes, everywhere)
                 # One loop over vectors and points: of two, LLVM would keep in registers what the inner one does not change, far too much.
                 for first, steps, count in ((0, points // together, together), (points - points % together, points % together, 1)):
@@ -98,19 +98,16 @@ def product(
                     channel = begin + vector * code.lanes
                     mask = code.below(channel, channels)
                     known = code.below(channel, channels * code.least(r, code.whole(1)))  # nothing at first
-                    totals = [(n, (vector * sizes[2] + n) * code.lanes) for n in range(sizes[2])]
-                    with code.when(of_c.above(0)):
-                        for n, at in totals:
-                            term = code.load(local[2], at, everywhere) * code.load(z, (row * sizes[2] + n) * channels + channel, mask)
-                            place = ((part * rank + r) * sizes[2] + n) * channels + channel
-                            code.store(code.load(by_c, place, mask) + term, by_c, place, mask)
-                    with code.when(of_z.above(0)):
-                        for n, at in totals:
-                            term = code.load(local[2], at, everywhere)
+                    with code.loop(0, code.whole(sizes[2])) as n:
+                        total = code.load(local[2], (vector * sizes[2] + n) * code.lanes, everywhere)
+                        place, factor = (row * sizes[2] + n) * channels + channel, (r * sizes[2] + n) * channels + channel
+                        with code.when(of_c.above(0)):
+                            owned = part * rank * sizes[2] * channels + factor
+                            code.store(code.load(by_c, owned, mask) + total * code.load(z, place, mask), by_c, owned, mask)
+                        with code.when(of_z.above(0)):
                             if scaled:
-                                term = term * code.load(c, (r * sizes[2] + n) * channels + channel, mask)
-                            place = (row * sizes[2] + n) * channels + channel
-                            code.store(code.load(found, place, known) + term, found, place, mask)
+                                total = total * code.load(c, factor, mask)
+                            code.store(code.load(found, place, known) + total, found, place, mask)
 
     return write
 
