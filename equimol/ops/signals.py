@@ -46,6 +46,7 @@ def signal_product(
     """
     if torch.compiler.is_compiling():
         return plain_signal_product(x, y, factors, tables, terms)
+    _require_shapes(x, y, factors, tables)
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
     arguments = (*rows, None, *(factors or (None, None, None)))
@@ -53,6 +54,20 @@ def signal_product(
         components = tuple((tuple(range(table.shape[2])),) * len(table) for table in tables)
     z = form_derivatives(partial(_derivatives, terms, components), arguments, tables, (False, False, True, False, False, False))[2]
     return z.reshape(*batch, *z.shape[-2:])
+
+
+def _require_shapes(x: Tensor, y: Tensor, factors: tuple[Tensor, ...] | None, tables: Tables) -> None:
+    """A kernel does not look where it reads."""
+    rank, channels, points = len(factors[0]) if factors else 1, x.shape[-1], tables[0].shape[1]
+    expected = [(t, (table.shape[2], channels)) for t, table in zip((x, y), tables, strict=False)]
+    expected += [(f, (rank, table.shape[2], channels)) for f, table in zip(factors or (), tables, strict=False)]
+    expected += [(table, (points, table.shape[2])) for table in tables]
+    for tensor, shape in expected:
+        if tensor.shape[-len(shape) :] != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(
+                f"features, factors and tables must agree, expected {x.dtype} [..., {', '.join(map(str, shape))}] on {x.device}, got"
+                f" {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
 
 
 def plain_signal_product(

@@ -157,6 +157,22 @@ def test_nothing_else_is_written(random, monkeypatch):
     torch.testing.assert_close(z, expected)
 
 
+def test_what_does_not_agree_is_refused(random):
+    """Nothing is read out of bounds."""
+    tables = random(3, 5, 4), random(3, 5, 6), random(3, 5, 7)
+    x, y, factors = random(3, 4, 2), random(3, 6, 2), tuple(random(2, size, 2) for size in (4, 6, 7))
+    for bad in (
+        (x[:, :3], y, factors, tables),
+        (x, y[..., :1], factors, tables),
+        (x, y.float(), factors, tables),
+        (x, y, (*factors[:2], factors[2][:1]), tables),
+    ):
+        with pytest.raises(ValueError, match="features, factors and tables must agree, expected torch.float64"):
+            signals._require_shapes(*bad)
+    with pytest.raises(ValueError, match=r"got torch.float32 \[3, 6, 2\] on cpu"):
+        signal_product(x, y.float(), factors, tables, TERMS)
+
+
 def test_long_code_is_not_compiled(random, monkeypatch, launched):
     monkeypatch.setattr(signals, "LONGEST", 50)
     tables = random(3, 5, 4), random(3, 5, 6), random(3, 5, 7)
