@@ -1,12 +1,13 @@
 """What do the compiled kernels gain, next to PyTorch's operations, and for the convolution to e3nn's `uvu` product and a scatter?
 
-    python benchmarks/kernels.py [--edges 5000 50000] [--quick]      # to results/kernels.csv
+    python benchmarks/kernels.py [--edges 5000 50000] [--quick] [--only "grid product"]      # to results/kernels.csv
     python benchmarks/kernels.py table
 
 The convolution is MACE's: features of degrees 0..l, harmonics to degree 3, a weight per path, channel and edge, 20 edges at an atom, all
 couplings with l1+l2+l3 even and l3 <= 3. "second derivative": the sum, its derivatives with respect to features, harmonics and weights,
 and those of these again, in given directions: what training on forces costs (of tiles, the matrix is no function of positions). Tiles
-are those of DPA3 for water: 192 atoms with 26 close neighbours each, 32 -> 64 + 32 numbers. Results are compared before anything is
+are those of DPA3 for water: 192 atoms with 26 close neighbours each, 32 -> 64 + 32 numbers. Grid products are those of two features of
+degrees 0..l with 64 channels, with weights. Results are compared before anything is
 timed. float32, as many threads as PyTorch has. Bytes: every input read once, every output written once, over the median time, beside a
 large copy on the same machine.
 """
@@ -28,13 +29,18 @@ from equimol.bench import append_rows, compare_calls, describe_surroundings, mac
 from equimol.o3 import layout_dim, natural_layout, to_e3nn
 from equimol.ops.silut import Tail
 from equimol.ops.tiles import tiles
+from equimol.tensor_products.bracket_grid import BracketGrid
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
+from equimol.tensor_products.complete_grid import CompleteGrid
+from equimol.tensor_products.gaunt_grid import GauntGrid
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
 MODES = ("forward", "second derivative")
 NEIGHBORS = 20
 CHOICES = {"kernel": "require", "PyTorch": "off", "e3nn": "auto"}
 SIZES = ((64, 1), (128, 2))  # channels, largest degree of the features
+GRIDS = {"Gaunt": (GauntGrid, "even"), "bracket": (BracketGrid, "odd"), "complete": (CompleteGrid, "all")}
+BATCHES = (1000, 10_000)
 
 
 def with_kernels(choice: str, call: Callable) -> Callable:
@@ -113,12 +119,35 @@ def tile() -> tuple[dict[str, Callable], list[torch.Tensor]]:
     return calls, inputs
 
 
-def measure(edges: list[int], quick: bool) -> None:
+def grid_product(which: str, lmax: int, batch: int) -> tuple[dict[str, Callable], list[torch.Tensor]]:
+    make, couplings = GRIDS[which]
+    layout = natural_layout(lmax, 64)
+    product = make(layout, layout, range(which == "bracket", lmax + 1), couplings=couplings)
+    generator = torch.Generator().manual_seed(0)
+    sizes = *[(batch, layout_dim(layout))] * 2, (product.num_weights, product.channels)
+    inputs = [torch.randn(*size, generator=generator) for size in sizes]
+    calls = {"kernel": product, "PyTorch": product}
+    with torch.no_grad():
+        results = [with_kernels(CHOICES[who], call)(*inputs) for who, call in calls.items()]
+    if float((results[0] - results[1]).abs().max()) > 1e-5 * float(results[1].abs().max()):
+        raise SystemExit("the grid products disagree: nothing is timed")
+    return calls, inputs
+
+
+def measure(edges: list[int], quick: bool, only: str) -> None:
     warnings.filterwarnings("ignore", module="e3nn")
     limit = machine_limits(torch.float32)[1]
     cases = {f"convolution, {c} channels, degrees 0..{l}, {e} edges": (convolution, c, l, e) for e in edges for c, l in SIZES}
+    cases |= {
+        f"{which} grid product, degrees 0..{l}, {batch} rows": (grid_product, which, l, batch)
+        for batch in BATCHES
+        for which in GRIDS
+        for l in (2, 3, 4)
+    }
     rows = []
     for name, (make, *arguments) in {"tiles": (tile,), **cases}.items():
+        if only not in name:
+            continue
         begin = time.perf_counter()
         calls, inputs = make(*arguments)
         for mode in MODES:
@@ -154,11 +183,12 @@ def main() -> None:
     parser.add_argument("command", nargs="?", choices=("measure", "table"), default="measure")
     parser.add_argument("--edges", type=int, nargs="+", default=[5000, 50000])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
     args = parser.parse_args()
     if args.command == "table":
         table()
     else:
-        measure(args.edges, args.quick)
+        measure(args.edges, args.quick, args.only)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "require")
 BOTH = (torch.float32, torch.float64)
-CPU = {"tiles": BOTH, "convolution": BOTH, "linear": (torch.float32,)}  # what has a kernel there: a source in kernels/cpu, or oneDNN
+#: what has a kernel there: a source in kernels/cpu, or oneDNN
+CPU = {"tiles": BOTH, "convolution": BOTH, "signals": BOTH, "linear": (torch.float32,)}
 
 
 def find_kernel(operation: str, name: str, like: Tensor, *description) -> Callable[..., int] | None:

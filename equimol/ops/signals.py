@@ -1,4 +1,4 @@
-"""Products of features as signals: maps to values at points, products of values, a map back. Fused by blocks of rows on a CPU."""
+"""Products of features as signals: maps to values at points, products of values, a map back. Fused on a CPU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import Form, form_derivatives
 
 #: (signal of x, signal of y, signal of z, sign): what is multiplied and what it is added to
 Term = tuple[int, int, int, int]
 Tables = tuple[Float[Tensor, "signals1 points dim1"], Float[Tensor, "signals2 points dim2"], Float[Tensor, "signals3 points dim3"]]
+#: of each table, for each signal, the components that are not zero at all points
+Components = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
 
 BLOCK_NUMBERS = 2**19  # values that are alive at a time, per thread: about what the cache of a core holds
+PARTS = 64  # of the rows, each with its own sums, when a kernel computes derivatives by factors
+# Entries of all tables at a point, up to which there is a kernel. Products on grids are faster by it at all sizes measured, 1.6 to 3
+# times for degrees 2 to 8; but what is longer than degree 8 (650 entries, 3 s) takes too long to compile.
+LONGEST = 700
 
 
 def signal_product(
@@ -25,10 +32,13 @@ def signal_product(
     factors: tuple[Float[Tensor, "rank dim1 channels"], Float[Tensor, "rank dim2 channels"], Float[Tensor, "rank dim3 channels"]] | None,
     tables: Tables,
     terms: tuple[Term, ...],
+    components: Components | None = None,
 ) -> Float[Tensor, "*batch dim3 channels"]:
     """z = sum over r of c_r C^T [(A a_r x) * (B b_r y)], for factors a, b, c and tables A, B, C, which are constants.
 
     The product * of signals is that of ``terms``: (i, j, k, s) adds s (A_i x)_p (B_j y)_p to signal k at each point p.
+
+    ``components`` are those of each signal that are not zero at all points: a kernel skips the others. All of them if not given.
 
     Of any order of derivative: z and its derivatives are those of one form, linear in x, y, z and in each factor, with other arguments.
     Nothing else is kept for them, so that values at points never reach the memory. While torch.compile traces, it is
@@ -36,11 +46,28 @@ def signal_product(
     """
     if torch.compiler.is_compiling():
         return plain_signal_product(x, y, factors, tables, terms)
+    _require_shapes(x, y, factors, tables)
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
     arguments = (*rows, None, *(factors or (None, None, None)))
-    z = form_derivatives(_form(terms), arguments, tables, (False, False, True, False, False, False))[2]
+    if components is None:
+        components = tuple((tuple(range(table.shape[2])),) * len(table) for table in tables)
+    z = form_derivatives(_form(terms, components), arguments, tables, (False, False, True, False, False, False))[2]
     return z.reshape(*batch, *z.shape[-2:])
+
+
+def _require_shapes(x: Tensor, y: Tensor, factors: tuple[Tensor, ...] | None, tables: Tables) -> None:
+    """A kernel does not look where it reads."""
+    rank, channels, points = len(factors[0]) if factors else 1, x.shape[-1], tables[0].shape[1]
+    expected = [(t, (table.shape[2], channels)) for t, table in zip((x, y), tables, strict=False)]
+    expected += [(f, (rank, table.shape[2], channels)) for f, table in zip(factors or (), tables, strict=False)]
+    expected += [(table, (points, table.shape[2])) for table in tables]
+    for tensor, shape in expected:
+        if tensor.shape[-len(shape) :] != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(
+                f"features, factors and tables must agree, expected {x.dtype} [..., {', '.join(map(str, shape))}] on {x.device}, got"
+                f" {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
 
 
 def plain_signal_product(
@@ -65,12 +92,13 @@ class SignalProduct(Form):
 
     count = 6
 
-    def __init__(self, terms: Sequence[Sequence[int]]) -> None:
+    def __init__(self, terms: Sequence[Sequence[int]], components: Sequence[Sequence[Sequence[int]]]) -> None:
         self.terms = tuple(map(tuple, terms))
-        super().__init__(self.terms)
+        self.components = tuple(tuple(map(tuple, signals)) for signals in components)
+        super().__init__(self.terms, self.components)
 
     def derivatives(self, arguments, constants, wanted):
-        return _in_row_blocks(self.terms, arguments, tuple(constants), wanted)
+        return _derivatives(self.terms, self.components, arguments, tuple(constants), wanted)
 
     def shapes(self, arguments, constants):
         like = next(t for t in arguments[:3] if t is not None)
@@ -82,10 +110,49 @@ class SignalProduct(Form):
 _form = cache(SignalProduct)
 
 
+def is_compiled(like: Tensor, components: Components) -> bool:
+    """Whether products of such tensors have a kernel, which skips components that are zero; PyTorch's operations do not."""
+    return sum(len(used) for signals in components for used in signals) <= LONGEST and has_kernel("signals", like)
+
+
+def _derivatives(
+    terms: tuple[Term, ...], components: Components, arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The wanted derivatives of sum over r and rows of the form (a_r x, b_r y, c_r z), with respect to x, y, z, a, b, c."""
+    like = next(t for t in arguments[:3] if t is not None)
+    if not is_compiled(like, components):
+        return _in_row_blocks(terms, arguments, tables, wanted)
+    features, factors = arguments[:3], arguments[3:]
+    rows, channels, rank = len(like), like.shape[-1], next((len(f) for f in factors if f is not None), 1)
+    found: list[Tensor | None] = [None] * 6
+    for role in range(3):
+        if not (wanted[role] or wanted[3 + role]):
+            continue
+        order = [n for n in range(3) if n != role] + [role]  # what is made stands in the place of z
+        description = (
+            tuple(sorted((*(term[n] for n in order), term[3]) for term in terms)),  # sorted, for fewer to be compiled
+            tuple(components[n] for n in order),
+            tuple(tables[n].shape[2] for n in order),
+            tables[0].shape[1],
+            factors[role] is not None,
+        )
+        each = -(-rows // PARTS) if wanted[3 + role] else 1
+        parts = -(-rows // max(1, each))
+        if wanted[role]:
+            found[role] = like.new_empty(rows, tables[role].shape[2], channels)
+        sums = like.new_zeros(parts, *factors[role].shape) if wanted[3 + role] else None
+        inputs = [array[n] for array in (features, factors, tables) for n in order]
+        places = [0 if t is None else t.contiguous() for t in (*inputs, found[role], sums)]
+        kernel = find_kernel("signals", "product", like, *description)
+        run(kernel, parts, each, rows, channels, rank, wanted[role], wanted[3 + role], *places)
+        found[3 + role] = None if sums is None else sums.sum(0)
+    return found
+
+
 def _in_row_blocks(
     terms: tuple[Term, ...], arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The wanted derivatives of sum over r and rows of the form (a_r x, b_r y, c_r z), with respect to x, y, z, a, b, c."""
+    """The same by PyTorch's operations, rows by rows."""
     features, factors = arguments[:3], arguments[3:]
     like = next(t for t in features if t is not None)
     size, channels, points = len(like), like.shape[-1], tables[0].shape[1]

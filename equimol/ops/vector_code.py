@@ -162,6 +162,21 @@ class Code:
         order = ir.Constant(ir.VectorType(INTEGER, self.lanes), list(range(self.lanes)))
         return Value(self, self.builder.icmp_signed("<", order, self.splat(end - begin).value))
 
+    def local(self, vectors: int) -> Value:
+        """An array for this call alone, of that many vectors."""
+        with self.builder.goto_entry_block():
+            array = self.builder.alloca(self.scalar, ir.Constant(INTEGER, vectors * self.lanes))
+        array.align = 64
+        return Value(self, array)
+
+    def everywhere(self) -> Value:
+        """All lanes: a mask."""
+        return Value(self, ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), [1] * self.lanes))
+
+    def part(self, array: Value, index: Value) -> Value:
+        """The array from an index on."""
+        return Value(self, self.builder.gep(array.value, [index.value]))
+
     def load(self, array: Value, index: Value, mask: Value | None = None) -> Value:
         """The number at an index, or with a mask the vector that begins there, with zeros in the other lanes."""
         place = self.builder.gep(array.value, [index.value])
@@ -199,6 +214,14 @@ class Code:
     def select(self, mask: Value, chosen: Value, otherwise: Value) -> Value:
         """Lane by lane, or all of it by a condition."""
         return Value(self, self.builder.select(mask.value, chosen.value, otherwise.value))
+
+    def quotient(self, a: Value, b: int) -> Value:
+        """Of whole numbers, rounded towards zero."""
+        return Value(self, self.builder.sdiv(a.value, ir.Constant(INTEGER, b)))
+
+    def least(self, a: Value, b: Value) -> Value:
+        """The lesser of two whole numbers."""
+        return Value(self, self.builder.select(self.builder.icmp_signed("<", a.value, b.value), a.value, b.value))
 
     def exp(self, x: Value) -> Value:
         """To the last bit or two; 0 and infinity are out of reach."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Layout, Table
 from equimol.ops import Term, signal_product
+from equimol.ops.signals import is_compiled
 
 Factors = Sequence[Tensor]  # a, b and c of a product of a rank: [..., rank, components, channels] each
 
@@ -20,6 +21,9 @@ class SignalTables(nn.Module):
         self.tables = nn.ModuleList(map(Table, tables))
         self.terms = tuple(terms)
         self.points = tables[0].shape[1]
+        halves, self._terms_of_halves = halved(tables, self.terms)
+        self._halves = nn.ModuleList(map(Table, halves))
+        self._components = tuple(tuple(tuple(used.nonzero()[:, 0].tolist()) for used in (table != 0).any(1)) for table in halves)
 
     def forward(
         self,
@@ -29,11 +33,33 @@ class SignalTables(nn.Module):
     ) -> Float[Tensor, "*batch dim_out channels1"]:
         """Products of all channels of x with those of y, or with its only one. Factors without batch dimensions cost next to nothing."""
         y = y.expand(*y.shape[:-1], x.shape[-1])
+        if is_compiled(x, self._components):
+            return signal_product(x, y, factors, tuple(table(x) for table in self._halves), self._terms_of_halves, self._components)
         return signal_product(x, y, factors, tuple(table(x) for table in self.tables), self.terms)
 
     def flops(self) -> int:
         """For one pair of channels, zeros of the tables included."""
         return sum(2 * table.exact.numel() for table in self.tables) + 2 * len(self.terms) * self.points
+
+
+def halved(tables: Sequence[Tensor], terms: tuple[Term, ...]) -> tuple[Sequence[Tensor], tuple[Term, ...]]:
+    """The same product from half of the points, where each component has the same values at the other half, or their negatives.
+
+    So it is on a grid with antipodes. Even and odd components of a signal become two signals, with zeros for the others, which only pays
+    for who skips them. Other tables are returned as they are.
+    """
+    half = tables[0].shape[1] // 2
+    if tables[0].shape[1] % 2:
+        return tables, terms
+    found = []
+    for table in tables:
+        here, there = table.split(half, dim=1)
+        even, odd = (here * (there == sign * here).all(1, keepdim=True) for sign in (1, -1))
+        if not torch.equal(even + odd, here):
+            return tables, terms
+        found.append(torch.stack([even, odd], dim=1).flatten(0, 1))
+    found[2] = 2 * found[2]  # both halves of the points give the same to a component, or cancel
+    return found, tuple((2 * i + m, 2 * j + n, 2 * k + (m + n) % 2, sign) for i, j, k, sign in terms for m in (0, 1) for n in (0, 1))
 
 
 def ranked(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, factors: Factors) -> Float[Tensor, "... dim_out"]:

@@ -27,7 +27,8 @@ def case(request, random):
         return FilteredSum(TERMS), [random(3, 2, 6, 3), random(5, 4), random(5, 2, 1, 3), None], [senders, receivers, table]
     tables = [random(2, 6, 4), random(1, 6, 5), random(2, 6, 7)]
     factors = [random(2, size, 3) for size in (4, 5, 7)] if "rank" in request.param else [None] * 3
-    return SignalProduct(TERMS), [random(8, 4, 3), random(8, 5, 3), None, *factors], tables
+    components = tuple((tuple(range(table.shape[2])),) * len(table) for table in tables)
+    return SignalProduct(TERMS, components), [random(8, 4, 3), random(8, 5, 3), None, *factors], tables
 
 
 def unknown(arguments) -> tuple[bool, ...]:

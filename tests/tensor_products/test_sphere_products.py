@@ -250,3 +250,11 @@ def test_a_complete_power_of_functions_alone_is_the_gaunt_power(random):
     complete, gaunt = (MANY_BODY_PRODUCTS[name](natural_layout(2, 3), 2, 3, 2) for name in ("complete_grid", "gaunt_grid"))
     x, w, species = random(5, 27), random(2, complete.num_weights, 3), torch.tensor([0, 1, 1, 0, 1])
     torch.testing.assert_close(complete(x, w, species), gaunt(x, w, species), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("algorithm", "parts"), [("lebedev", 2), ("gauss_legendre", 1)])
+def test_a_kernel_takes_half_of_the_points_of_a_grid_with_antipodes(algorithm, parts):
+    product = CompleteGrid(natural_layout(2, 1), natural_layout(2, 1), 2, algorithm=algorithm)
+    for whole, half in zip(product._dense.tables, product._dense._halves, strict=True):
+        assert whole.exact.shape[1] == parts * half.exact.shape[1]
+        assert parts * len(whole.exact) == len(half.exact)
