@@ -93,7 +93,9 @@ class ScalarMLP(nn.Module):
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` for rows of features, by `equimol.ops.linear`."""
+    """``torch.nn.Linear``, by `equimol.ops.linear`."""
 
-    def forward(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows out"]:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... out"]:
+        if x.ndim == 2:
+            return linear(x, self.weight, self.bias)
+        return linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])

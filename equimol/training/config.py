@@ -69,7 +69,7 @@ class TrainConfig:
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
     workers: Annotated[int, "processes that assemble batches"] = 0
     compile: Annotated[bool, "train through a compiled program (escaip, dpa3): some minutes to begin with, then quicker steps"] = False
-    recompute: Annotated[bool, "keep less for derivatives (escaip): a fraction of the memory, nearly twice the time of a step"] = False
+    recompute: Annotated[bool, "keep less for derivatives (escaip): less than half of the memory, nearly twice the time of a step"] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
     out: Annotated[str, "folder of the run"] = "runs/first"
     resume: Annotated[bool | Literal["auto"], "continue the run in that folder with the settings stored there; auto: if there is one"] = (

@@ -20,9 +20,11 @@ INPUTS = {"charge_and_spin": {"charge": -1.0, "spin": 2.0}}
 
 def formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """`fill` of benchmarks/peers/deepmd_dpa3.py."""
-    t = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    x = torch.sin(t * 12.9898 + zlib.crc32(name.encode()) % 1000) * 43758.5453
-    return (x - x.floor() - 0.5).view(shape) * (6.0 / shape[0] ** 0.5 if len(shape) > 1 else 1.0)
+    t = torch.arange(torch.Size(shape).numel()) + zlib.crc32(name.encode()) % 2**20
+    h = t * 1103515245 % 2**31  # whole numbers: a sine differs in its last bit from processor to processor
+    h = (h ^ (h >> 15)) * 1664525 % 2**31
+    x = (h ^ (h >> 13)).double() / 2**31 - 0.5
+    return x.view(shape) * (6.0 / shape[0] ** 0.5 if len(shape) > 1 else 1.0)
 
 
 def published_weights(name: str) -> dict[str, torch.Tensor]:
