@@ -26,8 +26,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of energies, forces an
 class Compiled:
     """Gives what the model itself gives for a graph, and follows its weights.
 
-    Compilation takes two minutes or more, and on a CPU needs a C++ compiler. One program serves graphs of all sizes, but for those with a
-    single atom or slot, and on a CPU with more or fewer than 4096 slots, where PyTorch's compiler sums in another way: another for each.
+    Compilation takes two minutes or more, and on a CPU needs a C++ compiler. One program serves graphs of all sizes, but for a
+    single atom, and on a CPU with more or fewer than 4096 slots, where PyTorch's compiler sums in another way: another for each.
 
     Args:
         model: stays as it is, and is called without its Python code from now on.
