@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equimol.ops.cuda_code import CudaKernel
 from equimol.ops.kernels import find_kernel, run
 from equimol.ops.multilinear import form_derivatives
 
@@ -78,21 +79,29 @@ def _derivatives(
     edges, found = len(senders), [None] * 4
     description = paths, rows, size, sums
 
-    def kernel(name: str):
-        return find_kernel("convolution", name, like, *description)
+    def launch(name: str, place: int, *arrays: Tensor | None) -> None:
+        """Derivatives by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay."""
+        kernel = find_kernel("convolution", name, like, *description)
+        if place == 0:
+            domain = atoms, channels, *_edges_of(senders, atoms), receivers
+        elif place == 3 or isinstance(kernel, CudaKernel):
+            domain = atoms, channels, *_edges_of(receivers, atoms), senders
+        else:
+            domain = edges, channels, senders, receivers
+        run(kernel, *domain, *arrays, found[place])
 
     if wanted[0]:
         found[0] = like.new_empty(atoms, rows, channels)
-        run(kernel("by_features"), atoms, channels, *_edges_of(senders, atoms), receivers, g, y, w, found[0])
+        launch("by_features", 0, g, y, w)
     if wanted[1]:
         found[1] = like.new_empty(edges, size)
-        run(kernel("by_harmonics"), edges, channels, senders, receivers, x, g, w, found[1])
+        launch("by_harmonics", 1, x, g, w)
     if wanted[2]:
         found[2] = like.new_empty(edges, len(paths), channels)
-        run(kernel("by_weights"), edges, channels, senders, receivers, x, y, g, found[2])
+        launch("by_weights", 2, x, y, g)
     if wanted[3]:
         found[3] = like.new_empty(atoms, sums, channels)
-        run(kernel("by_sums"), atoms, channels, *_edges_of(receivers, atoms), senders, x, y, w, found[3])
+        launch("by_sums", 3, x, y, w)
     return found
 
 

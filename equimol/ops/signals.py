@@ -1,4 +1,7 @@
-"""Products of features as signals: maps to values at points, products of values, a map back. Fused by blocks of rows on a CPU."""
+"""Products of features as signals: maps to values at points, products of values, a map back.
+
+Fused: on CUDA by a kernel, elsewhere by blocks of rows.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import form_derivatives
 
 #: (signal of x, signal of y, signal of z, sign): what is multiplied and what it is added to
 Term = tuple[int, int, int, int]
 Tables = tuple[Float[Tensor, "signals1 points dim1"], Float[Tensor, "signals2 points dim2"], Float[Tensor, "signals3 points dim3"]]
 
+REGISTERS = 160  # of 32 bits, that x, y and z of a channel may take in a kernel: with more they would not stay in them
 BLOCK_NUMBERS = 2**19  # values that are alive at a time, per thread: about what the cache of a core holds
 
 
@@ -39,7 +44,8 @@ def signal_product(
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
     arguments = (*rows, None, *(factors or (None, None, None)))
-    z = form_derivatives(partial(_in_row_blocks, terms), arguments, tables, (False, False, True, False, False, False))[2]
+    compute = _fused if _has_fused(rows[0], tables) else _in_row_blocks
+    z = form_derivatives(partial(compute, terms), arguments, tables, (False, False, True, False, False, False))[2]
     return z.reshape(*batch, *z.shape[-2:])
 
 
@@ -58,6 +64,40 @@ def plain_signal_product(
         values[k] = product if values[k] is None else values[k] + product
     z = torch.matmul(tables[2].flatten(0, 1).mT, torch.cat(values, dim=-2))
     return z if factors is None else (z * factors[2]).sum(-3)
+
+
+def _has_fused(x: Tensor, tables: Tables) -> bool:
+    """Whether a kernel is taken: there is none on a CPU, where blocks of rows are as good."""
+    registers = sum(table.shape[2] for table in tables) * x.element_size() // 4
+    return x.device.type == "cuda" and registers <= REGISTERS and has_kernel("signals", x)
+
+
+def _fused(terms: tuple[Term, ...], arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]) -> list[Tensor | None]:
+    """What `_in_row_blocks` finds, by a kernel that keeps values at points in registers; factors are multiplied outside."""
+    features, factors = arguments[:3], arguments[3:]
+    like = next(t for t in features if t is not None)
+    size, channels = len(like), like.shape[-1]
+    rank = next((len(f) for f in factors if f is not None), 1)
+    tables = [table.contiguous() for table in tables]
+    out: list[Tensor | None] = [None] * 3
+    sums: list[list[Tensor]] = [[], [], []]
+    for r in range(rank):
+        scaled = [x if x is None or f is None else x * f[r] for x, f in zip(features, factors, strict=True)]
+        for role in range(3):
+            if not (wanted[role] or wanted[3 + role]):
+                continue
+            order = *(n for n in range(3) if n != role), role
+            moved = tuple((*(term[n] for n in order), term[3]) for term in terms)
+            signals, points, dims = ([tables[n].shape[axis] for n in order] for axis in range(3))
+            kernel = find_kernel("signals", "product", like, moved, tuple(signals), tuple(dims), points[0])
+            z = like.new_empty(size, dims[2], channels)
+            run(kernel, size, size, channels, *(tables[n] for n in order), *(scaled[n] for n in order[:2]), z)
+            if wanted[3 + role]:
+                sums[role].append((z * features[role]).sum(0))
+            if wanted[role]:
+                z = z if factors[role] is None else z * factors[role][r]
+                out[role] = z if out[role] is None else out[role].add_(z)
+    return [*out, *(torch.stack(parts) if parts else None for parts in sums)]
 
 
 def _in_row_blocks(
