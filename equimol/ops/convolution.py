@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -78,14 +78,15 @@ def _derivatives(
     atoms, channels = (len(x), x.shape[2]) if x is not None else (len(g), g.shape[2])
     edges, found = len(senders), [None] * 4
     description = paths, rows, size, sums
+    edges_of = cache(_edges_of)  # two derivatives may share it
 
     def launch(name: str, place: int, *arrays: Tensor | None) -> None:
         """Derivatives by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay."""
         kernel = find_kernel("convolution", name, like, *description)
         if place == 0:
-            domain = atoms, channels, *_edges_of(senders, atoms), receivers
+            domain = atoms, channels, *edges_of(senders, atoms), receivers
         elif place == 3 or isinstance(kernel, CudaKernel):
-            domain = atoms, channels, *_edges_of(receivers, atoms), senders
+            domain = atoms, channels, *edges_of(receivers, atoms), senders
         else:
             domain = edges, channels, senders, receivers
         run(kernel, *domain, *arrays, found[place])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,6 +192,59 @@ def test_what_does_not_compile_says_why():
 def test_without_cuda_the_reason_is_said():
     assert kernels.why_not("convolution", "cuda", torch.float32) == "this PyTorch was built without CUDA"
     assert kernels.why_not("convolution", "cuda", torch.float16) == "there is none for float16"
+
+
+DRIVER = r"""
+#include <cstring>
+static int depth;
+static unsigned seen[8];  // grid, block, shared bytes, launches
+extern "C" {
+int cuCtxPushCurrent_v2(void* context) { ++depth; return context != (void*)5; }
+int cuCtxPopCurrent_v2(void** context) { --depth; *context = nullptr; return 0; }
+int cuModuleLoadData(void** module, const char* image) { *module = (void*)6; return std::memcmp(image, "\x7f" "ELF", 4) != 0; }
+int cuModuleGetFunction(void** function, void* module, const char* name)
+{
+    *function = (void*)7;
+    return module != (void*)6 || std::strcmp(name, "add") != 0;
+}
+int cuGetErrorString(int, const char** text) { *text = "refused"; return 0; }
+int cuLaunchKernel(void* function, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned f, unsigned shared, void* stream,
+                   void** arguments, void** extra)
+{
+    if (function != (void*)7 || stream != (void*)0x123456789a || extra || depth != 1 || shared || a == 4)
+        return 1;
+    const unsigned sizes[8] = {a, b, c, d, e, f, shared, seen[7] + 1};
+    std::memcpy(seen, sizes, sizeof(seen));
+    **(double**)arguments[1] += *(long long*)arguments[0];
+    return 0;
+}
+int balance() { return depth; }
+const unsigned* sizes() { return seen; }
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
+def test_what_the_driver_is_asked(monkeypatch, tmp_path):
+    """A driver that only looks at its arguments: addresses of the values, the stream, and the context given back, after an error too."""
+    (tmp_path / "driver.cpp").write_text(DRIVER)
+    subprocess.run(["g++", "-shared", "-fPIC", "-w", "-o", tmp_path / "driver.so", tmp_path / "driver.cpp"], check=True)
+    driver = ctypes.CDLL(str(tmp_path / "driver.so"))
+    driver.sizes.restype = ctypes.POINTER(ctypes.c_uint)
+    monkeypatch.setenv(cuda_code.FOLDER, str(tmp_path))
+    monkeypatch.setattr(cuda_code, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda_code, "_context", lambda index: ctypes.c_void_p(5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0x123456789A))
+    text = 'extern "C" __global__ void add(long long n, T* x) { *x += n; }'
+    kernel = CudaKernel(cuda_code.Source("add", text, lambda n, *_: ((n, 2, 1), (32, 1, 1))), torch.float64)
+    number = torch.zeros(1, dtype=torch.float64)
+    assert kernels.run(kernel, 3, 2**40, number) == 0
+    kernel(0, 2**40, number)  # nothing to do
+    assert float(number) == 2**40 and driver.sizes()[:8] == [3, 2, 1, 32, 1, 1, 0, 1]
+    with pytest.raises(RuntimeError, match="CUDA's driver must accept cuLaunchKernel, got error 1: refused"):
+        kernel(4, 1, number)
+    assert driver.balance() == 0
 
 
 @pytest.mark.gpu
