@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 
 from equimol.models import MODELS, Potential, by_number, core, is_by_data_set
 from equimol.models.file import load, read_metadata
-from equimol.ops.kernels import CPU, VARIABLE, wanted, why_not
+from equimol.ops.kernels import KERNELS, VARIABLE, wanted, why_not
 from equimol.tensor_products import TENSOR_PRODUCTS
 from equimol.training.metrics import error_table
 
@@ -40,7 +40,7 @@ def describe_machine() -> str:
 def _kernels() -> str:
     """Which operations have a kernel, where, and what keeps the others from it."""
     devices = ["cpu", *["cuda"] * torch.cuda.is_available()]
-    said = [f"{name} on {device}: {why_not(name, device, torch.float32) or 'kernel'}" for name in CPU for device in devices]
+    said = [f"{name} on {device}: {why_not(name, device, torch.float32) or 'kernel'}" for device in devices for name in KERNELS[device]]
     return f"{', '.join(said)}; all others: PyTorch's operations ({VARIABLE}={wanted()})"
 
 

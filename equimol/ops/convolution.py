@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equimol.ops.cuda_code import CudaKernel
 from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import Form, form_derivatives, form_operator
 from equimol.ops.scatter import gather, scatter_sum
@@ -27,6 +29,10 @@ class PathRows(NamedTuple):
     entries: tuple[tuple[int, int, int, float], ...]  # m1, m2, m3 from 0, and what is not zero
 
 
+#: of features, harmonics, weights and sums: the kernel of the derivative by it, and the arrays that it takes
+_KERNELS = {"by_features": "gyw", "by_harmonics": "xgw", "by_weights": "xyg", "by_sums": "xyw"}
+
+
 class CoupledSum(Form):
     """sum_e w_p C x_s(e) y_e g_r(e) over paths p: linear in features x, harmonics y, weights w, and g, by which its derivative is the sum.
 
@@ -41,7 +47,7 @@ class CoupledSum(Form):
         self.paths = tuple(PathRows(*places, tuple(map(tuple, entries))) for *places, entries in paths)
         self.rows, self.harmonics, self.sums = rows, harmonics, sums
         super().__init__(self.paths, rows, harmonics, sums)
-        self._kernels: dict[tuple[str, torch.dtype], Callable[..., int]] = {}  # found by the description, which takes long to compare
+        self._kernels: dict[tuple, Callable[..., int] | CudaKernel] = {}  # found by the description, which takes long to compare
 
     def shapes(self, arguments, constants):
         (x, _, _, g), (senders, _) = arguments, constants
@@ -50,7 +56,6 @@ class CoupledSum(Form):
         return (atoms, self.rows, channels), (edges, self.harmonics), (edges, len(self.paths), channels), (atoms, self.sums, channels)
 
     def derivatives(self, arguments, constants, wanted):
-        x, y, w, g = arguments
         senders, receivers = constants
         like = next(a for a in arguments if a is not None)
         if not has_kernel("convolution", like):
@@ -63,14 +68,19 @@ class CoupledSum(Form):
                 raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
         for n, want in enumerate(wanted):
             found[n] = like.new_empty(shapes[n]) if want else None
-        if wanted[0]:
-            run(self._kernel("by_features", like), atoms, channels, *_edges_of(senders, atoms), receivers, g, y, w, found[0])
-        if wanted[1]:
-            run(self._kernel("by_harmonics", like), edges, channels, senders, receivers, x, g, w, found[1])
-        if wanted[2]:
-            run(self._kernel("by_weights", like), edges, channels, senders, receivers, x, y, g, found[2])
-        if wanted[3]:
-            run(self._kernel("by_sums", like), atoms, channels, *_edges_of(receivers, atoms), senders, x, y, w, found[3])
+        edges_of = cache(_edges_of)  # two derivatives may share it
+        for n, (name, arrays) in enumerate(_KERNELS.items()):
+            if not wanted[n]:
+                continue
+            kernel = self._kernel(name, like)
+            # Those by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay.
+            if n == 0:
+                domain = atoms, channels, *edges_of(senders, atoms), receivers
+            elif n == 3 or isinstance(kernel, CudaKernel):
+                domain = atoms, channels, *edges_of(receivers, atoms), senders
+            else:
+                domain = edges, channels, senders, receivers
+            run(kernel, *domain, *(arguments["xywg".index(array)] for array in arrays), found[n])
         return found
 
     def plain_derivatives(self, arguments, constants, wanted):
@@ -85,10 +95,11 @@ class CoupledSum(Form):
             found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
         return [next(found) if want else None for want in wanted]
 
-    def _kernel(self, name: str, like: Tensor) -> Callable[..., int]:
-        if (name, like.dtype) not in self._kernels:
-            self._kernels[name, like.dtype] = find_kernel("convolution", name, like, *self.settings)
-        return self._kernels[name, like.dtype]
+    def _kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
+        key = name, like.dtype, like.device.type
+        if key not in self._kernels:
+            self._kernels[key] = find_kernel("convolution", name, like, *self.settings)
+        return self._kernels[key]
 
 
 def coupled_sum(

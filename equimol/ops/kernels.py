@@ -1,4 +1,7 @@
-"""Which kernel an operation runs, and why: EQUIMOL_KERNELS=off, auto (the default) or require. Compiled at first use, never at import."""
+"""Which kernel an operation runs, and why: EQUIMOL_KERNELS=off, auto (the default), all or require. Compiled at first use, never at import.
+
+``auto`` leaves out kernels for devices on which none has run yet, which ``all`` takes too.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,19 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "require")
+from equimol.ops import cuda_code
+from equimol.ops.cuda_code import CudaKernel
+
+VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "all", "require")
+UNTRIED = ("cuda",)  # devices on which no kernel has run yet
 BOTH = (torch.float32, torch.float64)
 #: what has a kernel there: a source in kernels/cpu, or oneDNN
 CPU = {"tiles": BOTH, "convolution": BOTH, "signals": BOTH, "linear": (torch.float32,)}
+CUDA = {"convolution": BOTH, "signals": BOTH}  # sources in kernels/cuda
+KERNELS = {"cpu": CPU, "cuda": CUDA}
 
 
-def find_kernel(operation: str, name: str, like: Tensor, *description) -> Callable[..., int] | None:
+def find_kernel(operation: str, name: str, like: Tensor, *description) -> Callable[..., int] | CudaKernel | None:
     """A compiled function of an operation for such tensors, or None where PyTorch's operations are to be used. See `run`.
 
     One that is written from a description, such as a list of couplings, is compiled for each; it must be hashable.
@@ -28,7 +37,7 @@ def find_kernel(operation: str, name: str, like: Tensor, *description) -> Callab
         RuntimeError: a kernel is required and there is none; the message says why.
         ValueError: the variable is none of its choices.
     """
-    return _compiled(operation, name, like.dtype, description) if has_kernel(operation, like) else None
+    return _compiled(operation, name, like.device.type, like.dtype, description) if has_kernel(operation, like) else None
 
 
 def wanted() -> str:
@@ -70,22 +79,27 @@ def has_kernel(operation: str, like: Tensor) -> bool:
 
 def why_not(name: str, device: str, dtype: torch.dtype) -> str:
     """Why an operation runs as PyTorch's operations there; empty where it has a kernel."""
-    if device != "cpu":
+    if name not in KERNELS.get(device, ()):
         return f"there is none for {device} yet"
-    if name not in CPU:
-        return "there is none yet"
-    if dtype not in CPU[name]:
+    if dtype not in KERNELS[device][name]:
         return f"there is none for {str(dtype).removeprefix('torch.')}"
+    if device in UNTRIED and wanted() in ("auto", "off"):
+        return f"it has not run on a device yet, {VARIABLE}=all takes it"
+    if device == "cuda":
+        return cuda_code.why_not()
     if name == "linear":
         return "" if torch.backends.mkldnn.is_available() else "this PyTorch was built without oneDNN"
     return _compiler()
 
 
-def run(kernel: Callable[..., int], n: int, *arguments: Tensor | float | int) -> int:
+def run(kernel: Callable[..., int] | CudaKernel, n: int, *arguments: Tensor | float | int) -> int:
     """kernel(start, stop, *arguments) for parts of 0..n, one for each thread that PyTorch may use. Returns the sum of what they return.
 
-    Tensors must be contiguous and large enough: a kernel does not look.
+    One for CUDA is launched for all of 0..n and not waited for. Tensors must be contiguous and large enough: a kernel does not look.
     """
+    if isinstance(kernel, CudaKernel):
+        kernel(n, *arguments)
+        return 0
     places = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     threads = min(torch.get_num_threads(), n)
     if threads < 2:
@@ -114,17 +128,23 @@ def _compiler() -> str:
 
 
 @cache
-def _compiled(operation: str, name: str, dtype: torch.dtype, description: tuple) -> Callable[..., int]:
-    """A function of the source of an operation: in kernels/ beside the package of a checkout, or in equimol/_kernels of a wheel."""
+def _compiled(operation: str, name: str, device: str, dtype: torch.dtype, description: tuple) -> Callable[..., int] | CudaKernel:
+    write = _writer(operation, name, device)
+    if device == "cuda":
+        return CudaKernel(write(*description), dtype)
     from equimol.ops.vector_code import compiled
 
+    return compiled(write(*description) if description else write, dtype)
+
+
+def _writer(operation: str, name: str, device: str) -> Callable:
+    """A function of the source of an operation: in kernels/ beside the package of a checkout, or in equimol/_kernels of a wheel."""
     package = Path(__file__).parents[1]
-    places = [folder / "cpu" / f"{operation}.py" for folder in (package / "_kernels", package.parent / "kernels")]
+    places = [folder / device / f"{operation}.py" for folder in (package / "_kernels", package.parent / "kernels")]
     path = next((path for path in places if path.exists()), None)
     if path is None:
         raise RuntimeError(f"kernels must be beside the package, found none of {', '.join(map(str, places))}; install EquiMol again")
-    spec = importlib.util.spec_from_file_location(f"equimol_kernels_{operation}", path)
+    spec = importlib.util.spec_from_file_location(f"equimol_kernels_{device}_{operation}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    write = getattr(module, name)
-    return compiled(write(*description) if description else write, dtype)
+    return getattr(module, name)

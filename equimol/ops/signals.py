@@ -1,4 +1,4 @@
-"""Products of features as signals: maps to values at points, products of values, a map back. Fused on a CPU."""
+"""Products of features as signals: maps to values at points, products of values, a map back. Fused where there is a kernel."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Tables = tuple[Float[Tensor, "signals1 points dim1"], Float[Tensor, "signals2 po
 #: of each table, for each signal, the components that are not zero at all points
 Components = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
 
+REGISTERS = 160  # of 32 bits, that x, y and z of a channel may take in a kernel: with more they would not stay in them
 BLOCK_NUMBERS = 2**19  # values that are alive at a time, per thread: about what the cache of a core holds
 PARTS = 64  # of the rows, each with its own sums, when a kernel computes derivatives by factors
 # Entries of all tables at a point, up to which there is a kernel. Products on grids are faster by it at all sizes measured, 1.6 to 3
@@ -111,8 +112,12 @@ _form = cache(SignalProduct)
 
 
 def is_compiled(like: Tensor, components: Components) -> bool:
-    """Whether products of such tensors have a kernel, which skips components that are zero; PyTorch's operations do not."""
-    return sum(len(used) for signals in components for used in signals) <= LONGEST and has_kernel("signals", like)
+    """Whether products of such tensors have a kernel, which on a CPU skips components that are zero; PyTorch's operations do not."""
+    if like.device.type == "cpu":
+        fits = sum(len(used) for signals in components for used in signals) <= LONGEST
+    else:
+        fits = sum(len(set().union(*signals)) for signals in components) * like.element_size() // 4 <= REGISTERS
+    return fits and has_kernel("signals", like)
 
 
 def _derivatives(
@@ -122,6 +127,8 @@ def _derivatives(
     like = next(t for t in arguments[:3] if t is not None)
     if not is_compiled(like, components):
         return _in_row_blocks(terms, arguments, tables, wanted)
+    if like.device.type == "cuda":
+        return _by_launches(terms, arguments, tables, wanted)
     features, factors = arguments[:3], arguments[3:]
     rows, channels, rank = len(like), like.shape[-1], next((len(f) for f in factors if f is not None), 1)
     found: list[Tensor | None] = [None] * 6
@@ -147,6 +154,35 @@ def _derivatives(
         run(kernel, parts, each, rows, channels, rank, wanted[role], wanted[3 + role], *places)
         found[3 + role] = None if sums is None else sums.sum(0)
     return found
+
+
+def _by_launches(
+    terms: tuple[Term, ...], arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same by kernels of CUDA, which know neither factors nor zeros: factors are multiplied outside."""
+    features, factors = arguments[:3], arguments[3:]
+    like = next(t for t in features if t is not None)
+    rows, channels, rank = len(like), like.shape[-1], next((len(f) for f in factors if f is not None), 1)
+    tables = [table.contiguous() for table in tables]
+    found: list[Tensor | None] = [None] * 3
+    sums: list[list[Tensor]] = [[], [], []]
+    for r in range(rank):
+        scaled = [x if x is None or f is None else x * f[r] for x, f in zip(features, factors, strict=True)]
+        for role in range(3):
+            if not (wanted[role] or wanted[3 + role]):
+                continue
+            order = [n for n in range(3) if n != role] + [role]
+            moved = tuple((*(term[n] for n in order), term[3]) for term in terms)
+            signals, points, dims = ([tables[n].shape[axis] for n in order] for axis in range(3))
+            kernel = find_kernel("signals", "product", like, moved, tuple(signals), tuple(dims), points[0])
+            z = like.new_empty(rows, dims[2], channels)
+            run(kernel, rows, rows, channels, *(tables[n] for n in order), *(scaled[n] for n in order[:2]), z)
+            if wanted[3 + role]:
+                sums[role].append((z * features[role]).sum(0))
+            if wanted[role]:
+                z = z if factors[role] is None else z * factors[role][r]
+                found[role] = z if found[role] is None else found[role].add_(z)
+    return [*found, *(torch.stack(parts) if parts else None for parts in sums)]
 
 
 def _in_row_blocks(

@@ -25,7 +25,7 @@ def test_a_missing_kernel_is_named_with_the_reason(monkeypatch):
     with pytest.raises(RuntimeError, match=r"llvmlite cannot be imported \(no\); use EQUIMOL_KERNELS=auto"):
         find_kernel("tiles", "forward", torch.zeros(1))
     monkeypatch.setenv("EQUIMOL_KERNELS", "on")
-    with pytest.raises(ValueError, match="EQUIMOL_KERNELS must be one of auto, off, require, got 'on'"):
+    with pytest.raises(ValueError, match="EQUIMOL_KERNELS must be one of auto, off, all, require, got 'on'"):
         find_kernel("tiles", "forward", torch.zeros(1))
 
 
