@@ -17,7 +17,15 @@ from equimol.o3.layout import (
     split_blocks,
     to_e3nn,
 )
-from equimol.o3.sphere import SeparableGrid, SphereGrid, gauss_legendre_grid, gradient_scale, lebedev_grid, sphere_grid
+from equimol.o3.sphere import (
+    SeparableGrid,
+    SphereGrid,
+    gauss_legendre_grid,
+    gradient_scale,
+    lebedev_grid,
+    mirrored_rings,
+    sphere_grid,
+)
 from equimol.o3.tables import Table
 from equimol.o3.wigner import rotate, wigner_d
 
@@ -43,6 +51,7 @@ __all__ = [
     "layout_slices",
     "lebedev_grid",
     "lmax_of",
+    "mirrored_rings",
     "natural_layout",
     "parse_irreps",
     "rotate",

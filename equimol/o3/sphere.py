@@ -1,6 +1,7 @@
 """Spherical functions as values on quadrature grids."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -226,6 +227,46 @@ class SeparableGrid(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lmax_in={self.lmax_in}, lmax_out={self.lmax_out}, points={self.steps}x{self.rings}"
+
+
+class Rings(NamedTuple):
+    """A quadrature grid of rings that mirror each other, 4 ``quarter`` points each, where kernels transform: see `mirrored_rings`.
+
+    Functions of a ring stand for the northern one of each pair, per harmonic, to be multiplied with the cosine or sine of its order.
+    """
+
+    signals: tuple[Float[Tensor, "pairs harmonics"], ...]  # values, and gradients along the meridian and along the ring
+    analyses: tuple[Float[Tensor, "pairs harmonics"], ...]  # of products, and of brackets
+    quarter: int
+
+    def waves(self, most: int) -> Float[Tensor, "orders quarter"]:
+        """sin(|m| a) for m = -most .. -1, then cos(m a), at the angles of a quarter of a ring."""
+        angle = (torch.arange(self.quarter, dtype=torch.float64) + 0.5) * (math.pi / 2 / self.quarter)
+        return _trigonometric(angle, most).T
+
+
+def mirrored_rings(lmax_in: int, lmax_out: int, band: int) -> Rings:
+    """Rings that integrate degrees <= band exactly. Gradients are scaled as in `SphereGrid`; those along a ring belong to order -m."""
+    rings, steps = band // 2 + 1, 4 * (band // 4 + 1)
+    y, weights = np.polynomial.legendre.leggauss(rings)
+    north = np.arange(rings // 2, rings)
+    y, weights = torch.from_numpy(y[north]), torch.from_numpy(weights[north] * 2 * math.pi / steps)
+    if rings % 2:  # the equator is both rings of its pair
+        weights[0] /= 2
+    radius = ((1 - y) * (1 + y)).sqrt()
+    zero = torch.zeros_like(y)
+    meridian, south = torch.stack([zero, y, radius], dim=-1), torch.stack([zero, -radius, y], dim=-1)
+    values, scales = spherical_harmonics(meridian, max(lmax_in, lmax_out), "integral"), _gradient_scales(max(lmax_in, lmax_out))
+    slopes = _derivative(meridian, south, lmax_in)
+    size_in, size_out = (lmax_in + 1) ** 2, (lmax_out + 1) ** 2
+    degree = torch.tensor([l for l in range(max(lmax_in, lmax_out) + 1) for _ in range(2 * l + 1)])
+    order = torch.arange(len(degree)) - degree * (degree + 1)
+    cosines = degree * (degree + 1) + order.abs()  # at azimuth 0 the sines are zero: theirs is the function of the cosines
+    values = values[:, cosines]
+    signals = values[:, :size_in], slopes[:, cosines[:size_in]], values[:, :size_in] / radius[:, None] * -order[:size_in]
+    analysis = weights[:, None] * values[:, :size_out]
+    scaled = signals[0], signals[1] * scales[:size_in], signals[2] * scales[:size_in]
+    return Rings(scaled, (analysis, analysis * scales[:size_out]), steps // 4)
 
 
 QUADRATURES = {"gauss_legendre": gauss_legendre_grid, "lebedev": lebedev_grid}

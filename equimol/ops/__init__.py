@@ -4,12 +4,13 @@ from equimol.ops.convolution import CoupledSum, PathRows, coupled_sum, plain_cou
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
 from equimol.ops.scatter import gather, scatter_sum
-from equimol.ops.signals import Term, signal_product
+from equimol.ops.signals import RingProduct, Term, ring_product, signal_product
 from equimol.ops.slots import Slots
 
 __all__ = [
     "CoupledSum",
     "PathRows",
+    "RingProduct",
     "Slots",
     "Term",
     "coupled_sum",
@@ -17,6 +18,7 @@ __all__ = [
     "filtered_sum",
     "gather",
     "plain_coupled_sum",
+    "ring_product",
     "scatter_sum",
     "signal_product",
 ]

@@ -9,7 +9,8 @@ from equimol.tensor_products.sphere_product import SphereProduct
 class GauntGrid(SphereProduct):
     """Pointwise product of two functions on the sphere.
 
-    ``algorithm``: "lebedev", "gauss_legendre" or "separable"; "auto" takes the fastest by measurement, and ``grid`` says which.
+    ``algorithm``: "lebedev", "gauss_legendre" or "separable"; "auto" takes the fastest by measurement: rings of points where there is a
+    kernel (kernels/cpu/signals.py), otherwise what ``grid`` says.
     """
 
     couples = "even"

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from equimol.o3 import Layout, Table
-from equimol.ops import Term, signal_product
-from equimol.ops.signals import is_compiled
+from equimol.ops import RingProduct, Term, ring_product, signal_product
+from equimol.ops.signals import has_rings, is_compiled
 
 Factors = Sequence[Tensor]  # a, b and c of a product of a rank: [..., rank, components, channels] each
 
@@ -40,6 +40,29 @@ class SignalTables(nn.Module):
     def flops(self) -> int:
         """For one pair of channels, zeros of the tables included."""
         return sum(2 * table.exact.numel() for table in self.tables) + 2 * len(self.terms) * self.points
+
+
+class RingTables(nn.Module):
+    """The same on rings of points that mirror each other, for kernels: tables [pairs, entries], and the form that says what entries are."""
+
+    def __init__(self, form: RingProduct, tables: Sequence[Tensor], waves: Tensor) -> None:
+        super().__init__()
+        self.form = form
+        self.constants = nn.ModuleList(map(Table, (*tables, waves)))
+
+    def has_kernel(self, like: Tensor) -> bool:
+        """Whether there is one for such tensors; without, other grids are faster."""
+        return has_rings(like, self.form)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch1 dim1 channels1"],
+        y: Float[Tensor, "*batch2 dim2 channels2"],
+        factors: Factors | None = None,
+    ) -> Float[Tensor, "*batch dim_out channels1"]:
+        """As of `SignalTables`."""
+        y = y.expand(*y.shape[:-1], x.shape[-1])
+        return ring_product(self.form, x, y, factors, [table(x) for table in self.constants])
 
 
 def halved(tables: Sequence[Tensor], terms: tuple[Term, ...]) -> tuple[Sequence[Tensor], tuple[Term, ...]]:

@@ -5,6 +5,7 @@ The pointwise product (Luo et al. 2024, arXiv:2401.10216) holds the couplings wi
 gaunt_fourier.py, bracket_grid.py, complete_grid.py.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 
@@ -12,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equimol.o3 import Block, Layout, SphereGrid, Table, format_irreps, lmax_of
-from equimol.ops import Term
+from equimol.o3 import Block, Layout, SphereGrid, Table, TorusGrid, format_irreps, lmax_of, mirrored_rings
+from equimol.ops import RingProduct, Term
 from equimol.tensor_products.base import TensorProduct, balance, sphere_strength
 from equimol.tensor_products.row_blocks import in_row_blocks
-from equimol.tensor_products.signal_tables import SignalTables, ranked, ranked_by_tables, spread
+from equimol.tensor_products.signal_tables import RingTables, SignalTables, ranked, ranked_by_tables, spread
 
 
 class SphereProduct(TensorProduct):
@@ -55,11 +56,14 @@ class SphereProduct(TensorProduct):
         scales = [balance(b.l) * scales[n] for n, b in enumerate(self.out)]
         balances = [[balance(b.l) for b in layout] for layout in (in1, in2)]
         self._dense = dense_tables(self) if isinstance(self.grid, SphereGrid) else None
+        self._rings = ring_tables(self) if not isinstance(self.grid, TorusGrid) and grid.get("algorithm", "auto") == "auto" else None
         self._factors = nn.ModuleList(Table(torch.tensor(f, dtype=torch.float64)[:, None]) for f in (*balances, scales))
 
     def product(
         self, x: Float[Tensor, "... dim1"], y: Float[Tensor, "... dim2"], weights: Float[Tensor, "... num_weights channels"]
     ) -> Float[Tensor, "... dim_out"]:
+        if self._rings is not None and self._rings.has_kernel(x):
+            return ranked_by_tables(self._rings, x, y, self._spread(weights))
         if self._dense is not None:
             return ranked_by_tables(self._dense, x, y, self._spread(weights))
         return in_row_blocks(
@@ -106,9 +110,11 @@ class SphereProduct(TensorProduct):
         return torch.cat(blocks, dim=-2)
 
 
-def dense_tables(product: SphereProduct) -> SignalTables:
-    """A product on a dense grid: every signal of each feature by one table."""
-    #: per role (in1, in2, out) the signals: a kind, and 0, 1, 2 for the value and the gradients of an input, 0, 1 for even, odd out
+def list_signals(product: SphereProduct) -> tuple[tuple[list[tuple[int, int]], ...], list[Term]]:
+    """Per role (in1, in2, out) the signals: a kind, and 0, 1, 2 for the value and the gradients of an input, 0, 1 for even, odd out.
+
+    And which are multiplied.
+    """
     signals: tuple[list[tuple[int, int]], ...] = ([], [], [])
     terms: list[Term] = []
     for (kind1, kind2), parities in product.products.items():
@@ -119,6 +125,40 @@ def dense_tables(product: SphereProduct) -> SignalTables:
                     if signal not in known:
                         known.append(signal)
                 terms.append((*(known.index(signal) for known, signal in zip(signals, term, strict=True)), sign))
+    return signals, terms
+
+
+def ring_tables(product: SphereProduct) -> RingTables:
+    """A product on rings: every signal of each feature by sums along meridians and along rings."""
+    signals, terms = list_signals(product)
+    layouts, lmaxes = (product.in1, product.in2, product.out), (lmax_of(product.in1), lmax_of(product.in2))
+    lmax_out = max(product.out_degrees)
+    rings = mirrored_rings(max(lmaxes), lmax_out, sum(lmaxes) + lmax_out)
+    entries, tables = [], []
+    for role, (known, layout) in enumerate(zip(signals, layouts, strict=True)):
+        starts = list(itertools.accumulate((2 * block.l + 1 for block in layout), initial=0))
+        functions = rings.analyses if role == 2 else rings.signals
+        of_role, columns = [], []
+        for kind, which in known:
+            slope, along = role < 2 and which == 1, role < 2 and which == 2
+            found = []
+            for start, block in zip(starts, layout, strict=False):
+                for m in range(-block.l, block.l + 1):
+                    if kind_of(block) == kind and not (along and m == 0):  # nothing changes along the ring
+                        found.append((start + block.l + m, -m if along else m, (block.l + m) % 2 == slope))
+                        columns.append(functions[which][:, block.l * (block.l + 1) + m])
+            of_role.append(found)
+        entries.append(of_role)
+        tables.append(torch.stack(columns, dim=1))
+    most = max(abs(m) for role in entries for signal in role for _, m, _ in signal)
+    return RingTables(
+        RingProduct(terms, entries, [sum(2 * block.l + 1 for block in layout) for layout in layouts]), tables, rings.waves(most)
+    )
+
+
+def dense_tables(product: SphereProduct) -> SignalTables:
+    """A product on a dense grid: every signal of each feature by one table."""
+    signals, terms = list_signals(product)
     layouts, grid = (product.in1, product.in2, product.out), product.grid
     units = [torch.eye((lmax_of(layout) + 1) ** 2, dtype=torch.float64) for layout in layouts[:2]]
     points = torch.eye(grid.points, dtype=torch.float64)

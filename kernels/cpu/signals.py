@@ -6,26 +6,29 @@ for each row and channel. x, y, z [rows, components, channels] are the three rol
 A, B, C [signals, points, components] their tables and (i, j, k, s) the terms. It is linear in x, y and a gradient of z together: with
 roles exchanged, the same code gives the derivatives by x and y. That by c is the sum over rows of z, without c_r, times such a gradient.
 Rows are visited in parts, and a part owns its sums over rows, so that these do not depend on the number of threads.
+
+On rings of points that mirror each other, a table is a sum over orders m of a function of the ring times a cosine or sine of the angle:
+
+    (A x)_(ring, angle) = sum_m t_m(angle) sum_n Theta_(ring, n) x_n,
+
+n over the components of order m. So there is a sum along the meridian for each pair of rings, which are the even and odd ones of its terms
+added and subtracted, then a Fourier transform along each ring, in registers: four angles a, -a, pi - a and pi + a have the same four sums
+over even and odd cosines and sines. What is analysed goes the way back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from equimol.ops.signals import Components, Term
+from equimol.ops.signals import Components, Entries, Term
 from equimol.ops.vector_code import Code, Value
 
 VECTORS = 4  # of channels at a time: what they need is at hand in the nearest cache
 SAMPLES = 24  # values at points at a time, in the 32 registers of a processor: each number of a feature is loaded for several points
+ANGLES = 4  # of a quarter of a ring at a time: four sums for each, in registers
 
 
-def product(
-    terms: tuple[Term, ...],
-    components: Components,
-    sizes: tuple[int, int, int],
-    points: int,
-    scaled: bool,
-) -> Callable:
+def product(terms: tuple[Term, ...], components: Components, sizes: tuple[int, int, int], points: int, scaled: bool) -> Callable:
     """z, called found, and the derivative by c in the direction z; each if it is asked for.
 
     ``components`` are those of each signal that are not zero, ``scaled`` says whether there are factors. Arrays that are not used may be
@@ -33,17 +36,12 @@ def product(
     """
     together = max(1, SAMPLES // (len(components[0]) + len(components[1])))
 
-    def write(
-        code: Code, start: int, stop: int, each: int, rows: int, channels: int, rank: int, of_z: int, of_c: int,
-        x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor, to_x: Tensor, to_y: Tensor, to_z: Tensor,
-        found: Tensor, by_c: Tensor,
-    ) -> None:  # fmt: skip
-        local = [code.local(VECTORS * size) for size in sizes]  # a_r x, b_r y and z before it is multiplied with c_r
+    def visit(code: Code, vectors: Value, local: list[Value], arrays: Sequence[Value], _: Value) -> None:
         everywhere = code.everywhere()
 
         def at_points(first: Value, count: int, vector: Value) -> None:
             """Adds what some points give to z."""
-            tables = [code.part(table, first * size) for table, size in zip((to_x, to_y, to_z), sizes, strict=True)]
+            tables = [code.part(table, first * size) for table, size in zip(arrays, sizes, strict=True)]
             numbers = [code.part(array, vector * (size * code.lanes)) for array, size in zip(local, sizes, strict=True)]
 
             def entries(role: int, signal: int, component: int) -> list[Value]:
@@ -70,6 +68,178 @@ def product(
                             total = total + entry * value
                 code.store(total, numbers[2], place, everywhere)
 
+        # One loop over vectors and points: of two, LLVM would keep in registers what the inner one does not change, far too much.
+        for first, steps, count in ((0, points // together, together), (points - points % together, points % together, 1)):
+            with code.loop(0, vectors * steps) as step:
+                vector = code.quotient(step, max(1, steps))
+                at_points((step - vector * steps) * count + first, count, vector)
+
+    return _of_rows(visit, sizes, scaled)
+
+
+def ring_product(
+    terms: tuple[Term, ...], entries: Entries, sizes: tuple[int, int, int], pairs: int, quarter: int, scaled: bool
+) -> Callable:
+    """The same at ``pairs`` of rings of 4 ``quarter`` points.
+
+    ``entries`` of a role are, for each signal, a component, its order m, negative for a sine, and whether Theta is the same at both rings
+    of a pair; the tables hold Theta [pairs, entries], and ``waves`` cosines and sines at the angles of a quarter [2 most + 1, quarter].
+    """
+    orders = [max((abs(m) for signal in role for _, m, _ in signal), default=0) for role in entries]
+    widths, most = [2 * m + 1 for m in orders], max(orders)
+    counts = [sum(map(len, role)) for role in entries]
+    starts = 0, len(entries[0]) * widths[0], 0  # where the orders of a role begin: those of x and y are in one array
+    stride = starts[1] + len(entries[1]) * widths[1], len(entries[2]) * widths[2]
+    parts = -(-quarter // ANGLES)
+    quarters = [range(quarter * n // parts, quarter * (n + 1) // parts) for n in range(parts)]
+    places: tuple[dict, ...] = {}, {}, {}  # of each role: (signal, m) -> [(where in the table, component, even)]
+    for role, signals in enumerate(entries):
+        at = 0
+        for s, signal in enumerate(signals):
+            for n, m, even in signal:
+                places[role].setdefault((s, m), []).append((at, n, even))
+                at += 1
+
+    def visit(code: Code, vectors: Value, local: list[Value], tables: Sequence[Value], waves: Value) -> None:
+        everywhere, lanes = code.everywhere(), code.lanes
+        of_inputs, of_z = (code.local(2 * size) for size in stride)  # by orders, at both rings
+        signals = len(entries[0]) + len(entries[1])
+        samples, products = code.local(4 * ANGLES * signals), code.local(4 * ANGLES * len(entries[2]))
+
+        def get(array: Value, place: int) -> Value:
+            return code.load(array, code.whole(place * lanes), everywhere)
+
+        def put(value: Value, array: Value, place: int) -> None:
+            code.store(value, array, code.whole(place * lanes), everywhere)
+
+        def along_meridians(role: int, numbers: Value, table: Value) -> None:
+            for m in range(orders[role] + 1):  # a number is loaded once for all that has this order
+                known: dict[int, Value] = {}
+                for (s, order), found in places[role].items():
+                    if abs(order) != m:
+                        continue
+                    sums: dict[bool, Value] = {}
+                    for at, n, even in found:
+                        known[n] = known[n] if n in known else get(numbers, n)
+                        term = code.load(table, code.whole(at)) * known[n]
+                        sums[even] = sums[even] + term if even in sums else term
+                    even, odd = (sums.get(kind, code.zeros()) for kind in (True, False))
+                    place = starts[role] + s * widths[role] + orders[role] + order
+                    put(even + odd, of_inputs, place)
+                    put(even - odd, of_inputs, stride[0] + place)
+
+        def wave(m: int, angle: int) -> Value:
+            return code.load(waves, code.whole((most + m) * quarter + angle))
+
+        def along_ring(role: int, inputs: Value, angles: range) -> None:
+            with code.loop(0, code.whole(len(entries[role]))) as s:
+                array = code.part(inputs, (s * widths[role] + starts[role]) * lanes)
+                sums: list[dict[int, Value]] = [{}, {}, {}, {}]
+                for m in range(-orders[role], orders[role] + 1):
+                    number = get(array, orders[role] + m)
+                    for angle in angles:
+                        kind = sums[_kind(m)]
+                        term = wave(m, angle) * number
+                        kind[angle] = kind[angle] + term if angle in kind else term
+                out = code.part(samples, (s + len(entries[0]) * role) * (4 * ANGLES * lanes))
+                for n, angle in enumerate(angles):
+                    for q, value in enumerate(_butterfly([kind.get(angle) for kind in sums])):
+                        put(value, out, 4 * n + q)
+
+        def multiply(angles: range) -> None:
+            with code.loop(0, code.whole(4 * len(angles))) as point:
+                here, there = (code.part(array, point * lanes) for array in (samples, products))
+                values = [get(here, 4 * ANGLES * s) for s in range(signals)]
+                found: dict[int, list[Value]] = {}
+                for i, j, k, sign in terms:
+                    f, g = values[i], values[len(entries[0]) + j]
+                    _add(found, k, [f * g if sign > 0 else -f * g])
+                for k, (value,) in found.items():
+                    put(value, there, 4 * ANGLES * k)
+
+        def back_along_ring(outputs: Value, angles: range, first: bool) -> None:
+            with code.loop(0, code.whole(len(entries[2]))) as s:
+                array, values = code.part(outputs, s * (widths[2] * lanes)), code.part(products, s * (4 * ANGLES * lanes))
+                kinds = [_butterfly([get(values, 4 * n + q) for q in range(4)]) for n in range(len(angles))]
+                for m in range(-orders[2], orders[2] + 1):
+                    place = orders[2] + m
+                    terms = [wave(m, angle) * kinds[n][_kind(m)] for n, angle in enumerate(angles)]
+                    total = terms[0] if first else get(array, place) + terms[0]
+                    for term in terms[1:]:
+                        total = total + term
+                    put(total, array, place)
+
+        def back_along_meridians(numbers: Value, table: Value) -> None:
+            by_component: dict[int, list[Value]] = {}
+            for (s, order), found in places[2].items():
+                place = s * widths[2] + orders[2] + order
+                here, there = get(of_z, place), get(of_z, stride[1] + place)
+                both = {True: here + there, False: here - there}
+                for at, n, even in found:
+                    by_component.setdefault(n, []).append(code.load(table, code.whole(at)) * both[even])
+            for n, found in by_component.items():
+                total = get(numbers, n)
+                for term in found:
+                    total = total + term
+                put(total, numbers, n)
+
+        for role in (0, 1):  # orders that a signal has not
+            for s in range(len(entries[role])):
+                for m in range(-orders[role], orders[role] + 1):
+                    if (s, m) not in places[role]:
+                        for ring in (0, 1):
+                            put(code.zeros(), of_inputs, ring * stride[0] + starts[role] + s * widths[role] + orders[role] + m)
+        with code.loop(0, vectors * pairs) as step:
+            vector = code.quotient(step, pairs)
+            pair = step - vector * pairs
+            numbers = [code.part(array, vector * (size * lanes)) for array, size in zip(local, sizes, strict=True)]
+            here = [code.part(table, pair * count) for table, count in zip(tables, counts, strict=True)]
+            for role in (0, 1):
+                along_meridians(role, numbers[role], here[role])
+            with code.loop(0, code.whole(2)) as ring:
+                inputs, outputs = (code.part(array, ring * (size * lanes)) for array, size in zip((of_inputs, of_z), stride, strict=True))
+                for angles in quarters:
+                    for role in (0, 1):
+                        along_ring(role, inputs, angles)
+                    multiply(angles)
+                    back_along_ring(outputs, angles, angles is quarters[0])
+            back_along_meridians(numbers[2], here[2])
+
+    return _of_rows(visit, sizes, scaled)
+
+
+def _kind(m: int) -> int:
+    """Of an order: which of four sums it belongs to, of cosines of even and odd m, of sines of odd and even m."""
+    return m % 2 if m >= 0 else 2 + (m + 1) % 2
+
+
+def _butterfly(four: Sequence[Value | None]) -> list[Value]:
+    """From the four sums, some of which may be none, to values at a, -a, pi - a, pi + a; and back, as it is its own transpose."""
+    a, b, c, d = four
+    (s, t), (u, v) = _sum_and_difference(a, b), _sum_and_difference(c, d)
+    return [_plus(s, u), _plus(s, u, -1), _plus(t, v), _plus(t, v, -1)]
+
+
+def _sum_and_difference(a: Value | None, b: Value | None) -> tuple[Value | None, Value | None]:
+    return _plus(a, b), _plus(a, b, -1)
+
+
+def _plus(a: Value | None, b: Value | None, sign: int = 1) -> Value | None:
+    if a is None or b is None:
+        return a if b is None else b if sign > 0 else -b
+    return a + b if sign > 0 else a - b
+
+
+def _of_rows(visit: Callable[..., None], sizes: tuple[int, int, int], scaled: bool) -> Callable:
+    """A kernel: for some vectors of channels of a row, ``visit`` adds to z what x and y give, which are in arrays of their own."""
+
+    def write(
+        code: Code, start: int, stop: int, each: int, rows: int, channels: int, rank: int, of_z: int, of_c: int,
+        x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor, to_x: Tensor, to_y: Tensor, to_z: Tensor, waves: Tensor,
+        found: Tensor, by_c: Tensor,
+    ) -> None:  # fmt: skip
+        local = [code.local(VECTORS * size) for size in sizes]  # a_r x, b_r y and z before it is multiplied with c_r
+        everywhere = code.everywhere()
         with code.loop(start, stop) as part:
             last = code.least((part + 1) * each, rows)
             with (
@@ -89,11 +259,7 @@ def product(
                             code.store(number, array, (vector * size + n) * code.lanes, everywhere)
                     with code.loop(0, code.whole(sizes[2])) as n:
                         code.store(code.zeros(), local[2], (vector * sizes[2] + n) * code.lanes, everywhere)
-                # One loop over vectors and points: of two, LLVM would keep in registers what the inner one does not change, far too much.
-                for first, steps, count in ((0, points // together, together), (points - points % together, points % together, 1)):
-                    with code.loop(0, vectors * steps) as step:
-                        vector = code.quotient(step, max(1, steps))
-                        at_points((step - vector * steps) * count + first, count, vector)
+                visit(code, vectors, local, (to_x, to_y, to_z), waves)
                 with code.loop(0, vectors) as vector:
                     channel = begin + vector * code.lanes
                     mask = code.below(channel, channels)

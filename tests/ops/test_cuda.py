@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from equimol.o3 import layout_dim, natural_layout
+from equimol.o3 import layout_dim, natural_layout, parse_irreps
 from equimol.ops import convolution, coupled_sum, cuda_code, kernels, signals
 from equimol.ops.convolution import CoupledSum
 from equimol.ops.cuda_code import CudaKernel
+from equimol.tensor_products import TENSOR_PRODUCTS
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
 
 HEADER = Path(__file__).parents[2] / "kernels" / "include" / "host.h"
@@ -131,6 +132,12 @@ def test_paths_of_several_blocks(random, monkeypatch, on_host):
     assert_same(mine, reference, 1e-12)
 
 
+def launched(terms, components, arguments, tables, wanted):
+    """As on a device."""
+    sizes = [table.shape[2] for table in tables]
+    return signals._by_launches("product", terms, [len(table) for table in tables], sizes, tables[0].shape[1:2], arguments, tables, wanted)
+
+
 def tables(random, dtype=torch.float64, device="cpu", points=70):
     return tuple((random(2, points, dim) / points**0.5).to(device, dtype) for dim in (4, 9, 5))
 
@@ -140,7 +147,7 @@ def tables(random, dtype=torch.float64, device="cpu", points=70):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_signals_on_the_host(random, monkeypatch, on_host, dtype, precision, rows, channels, rank):
     monkeypatch.setattr(signals, "find_kernel", on_host)
-    monkeypatch.setattr(signals, "_derivatives", lambda terms, components, *rest: signals._by_launches(terms, *rest))
+    monkeypatch.setattr(signals, "_derivatives", launched)
     constants = tables(random, dtype)
     tensors = [random(rows, dim, channels).to(dtype).requires_grad_() for dim in (4, 9)]
     tensors += [random(rank, dim, channels).to(dtype).requires_grad_() for dim in (4, 9, 5) if rank]
@@ -148,6 +155,27 @@ def test_signals_on_the_host(random, monkeypatch, on_host, dtype, precision, row
         with_derivatives(lambda x, y, *factors, f=f: f(x, y, factors or None, constants, TERMS), tensors)
         for f in (signals.signal_product, signals.plain_signal_product)
     )
+    assert_same(mine, reference, precision)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("kind", "lmax", "rows", "channels", "rank"), [("all", 2, 3, 5, 1), ("even", 1, 2, 33, 2), ("odd", 3, 0, 4, 1), ("all", 3, 1, 2, 1)]
+)
+def test_rings_on_the_host(random, monkeypatch, on_host, dtype, precision, kind, lmax, rows, channels, rank):
+    """All derivatives to the second, of functions and pseudo-functions; a component that no order reaches is zero."""
+    layout = parse_irreps("+".join(f"{channels}x{l}{p}" for l in range(lmax + 1) for p in "eo"))
+    name = {"all": "complete_grid", "even": "gaunt_grid", "odd": "bracket_grid"}[kind]
+    product = TENSOR_PRODUCTS[name](layout, natural_layout(2, channels), range(kind == "odd", lmax + 1), couplings=kind, rank=rank)._rings
+    monkeypatch.setattr(signals, "find_kernel", on_host)
+    monkeypatch.setattr(signals, "_by_kernel", signals._by_launches)
+    constants = [table.exact.to(dtype) for table in product.constants]
+    tensors = [random(rows, size, channels).to(dtype).requires_grad_() for size in product.form.sizes[:2]]
+    tensors += [random(rank, size, channels).to(dtype).requires_grad_() for size in product.form.sizes]
+    form = product.form
+    mine = with_derivatives(lambda x, y, *factors: signals.ring_product(form, x, y, factors, constants), tensors)
+    plain = form.tables(constants)
+    reference = with_derivatives(lambda x, y, *factors: signals.plain_signal_product(x, y, factors, plain, form.terms), tensors)
     assert_same(mine, reference, precision)
 
 
@@ -159,6 +187,9 @@ def test_sources_compile(monkeypatch, tmp_path, architecture, dtype):
     module = couplings(kind="all")
     sources = [kernels._writer("convolution", name, "cuda")(*module._form.settings) for name in NAMES]
     sources.append(kernels._writer("signals", "product", "cuda")(TERMS, (2, 2, 2), (4, 9, 5), 70))
+    rings = TENSOR_PRODUCTS["complete_grid"](natural_layout(4, 1), natural_layout(4, 1), 4)._rings
+    form, shape = rings.form, (len(rings.constants[0].exact), rings.constants[3].exact.shape[1])
+    sources.append(kernels._writer("signals", "ring_product", "cuda")(form.terms, form.entries, form.sizes, *shape))
     for source in sources:
         code = cuda_code.compiled(source.typed(dtype), architecture)
         assert code.startswith(b"\x7fELF") and source.name.encode() in code
@@ -292,3 +323,17 @@ def test_signals_on_a_device(random, monkeypatch, dtype, precision, rank):
         for f in (signals.signal_product, signals.plain_signal_product)
     )
     assert_same(mine, reference, precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("lmax", [2, 4])
+def test_rings_on_a_device(random, monkeypatch, dtype, precision, lmax):
+    monkeypatch.setenv(kernels.VARIABLE, "all")
+    rings = TENSOR_PRODUCTS["complete_grid"](natural_layout(lmax, 1), natural_layout(lmax, 1), lmax)._rings
+    form, constants = rings.form, [table.exact.to("cuda", dtype) for table in rings.constants]
+    tensors = [random(7, size, 33).to("cuda", dtype).requires_grad_() for size in form.sizes[:2]]
+    assert signals.has_rings(tensors[0], form)
+    mine = with_derivatives(lambda x, y: signals.ring_product(form, x, y, None, constants), tensors)
+    plain = form.tables(constants)
+    assert_same(mine, with_derivatives(lambda x, y: signals.plain_signal_product(x, y, None, plain, form.terms), tensors), precision)
