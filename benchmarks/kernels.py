@@ -1,4 +1,4 @@
-"""What do the compiled kernels gain, next to PyTorch's operations, and for the convolution to e3nn's `uvu` product and a scatter?
+"""What do the compiled kernels gain, in whole models and one by one, next to PyTorch's operations and e3nn's `uvu` product with a scatter?
 
     python benchmarks/kernels.py [--edges 5000 50000] [--quick] [--only "grid product"]      # to results/kernels.csv
     python benchmarks/kernels.py table
@@ -7,8 +7,8 @@ The convolution is MACE's: features of degrees 0..l, harmonics to degree 3, a we
 couplings with l1+l2+l3 even and l3 <= 3. "second derivative": the sum, its derivatives with respect to features, harmonics and weights,
 and those of these again, in given directions: what training on forces costs (of tiles, the matrix is no function of positions). Tiles
 are those of DPA3 for water: 192 atoms with 26 close neighbours each, 32 -> 64 + 32 numbers. Grid products are those of two features of
-degrees 0..l with 64 channels, with weights. Results are compared before anything is
-timed. float32, as many threads as PyTorch has. Bytes: every input read once, every output written once, over the median time, beside a
+degrees 0..l with 64 channels, with weights. Models take five clusters of 27 atoms: energies and forces of a frozen model, and a training
+step, the gradient of a loss of both. Results are compared before anything is timed. float32, as many threads as PyTorch has. Bytes: every input read once, every output written once, over the median time, beside a
 large copy on the same machine.
 """
 
@@ -23,9 +23,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import ase.build
+import numpy as np
 import torch
+from torch_geometric.data import Batch
 
+from equimol import build_model
 from equimol.bench import append_rows, compare_calls, describe_surroundings, machine_limits
+from equimol.data import AtomicGraph
 from equimol.o3 import layout_dim, natural_layout, to_e3nn
 from equimol.ops.silut import Tail
 from equimol.ops.tiles import tiles
@@ -41,6 +46,8 @@ CHOICES = {"kernel": "require", "PyTorch": "off", "e3nn": "auto"}
 SIZES = ((64, 1), (128, 2))  # channels, largest degree of the features
 GRIDS = {"Gaunt": (GauntGrid, "even"), "bracket": (BracketGrid, "odd"), "complete": (CompleteGrid, "all")}
 BATCHES = (1000, 10_000)
+#: name, preset, product
+MODELS = (("mace", "small", "clebsch_gordan"), ("mace", "small", "complete_grid"), ("dpa3", "nano", None), ("escaip", "nano", None))
 
 
 def with_kernels(choice: str, call: Callable) -> Callable:
@@ -134,6 +141,57 @@ def grid_product(which: str, lmax: int, batch: int) -> tuple[dict[str, Callable]
     return calls, inputs
 
 
+def whole_model(name: str, preset: str, product: str | None) -> dict[str, Callable]:
+    """By mode: a frozen model's energies and forces, and a training step of another."""
+    random = np.random.default_rng(0)
+    frames = []
+    for _ in range(5):
+        atoms = ase.build.molecule("C60")[:27]
+        positions, numbers = atoms.positions + random.normal(scale=0.05, size=(27, 3)), random.choice([1, 6, 8], 27)
+        frames.append({"positions": positions, "numbers": numbers, "cell": np.zeros((3, 3)), "pbc": (False,) * 3})
+    torch.manual_seed(0)
+    frozen, trained = (build_model(name, preset=preset, elements=[1, 6, 8], **({"product": product} if product else {})) for _ in range(2))
+    graph = Batch.from_data_list([AtomicGraph.build(**frame, cutoff=frozen.cutoff) for frame in frames])
+    frozen.freeze()
+    trained.train()
+    weights = list(trained.parameters())
+
+    def predict() -> torch.Tensor:
+        found = frozen(graph)
+        return torch.cat([found["energy"], found["forces"].flatten()])
+
+    @torch.enable_grad()
+    def step() -> torch.Tensor:
+        found = trained(graph)
+        loss = found["energy"].square().mean() + found["forces"].square().mean()
+        return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights)])
+
+    calls = {"energies and forces": predict, "training step": step}
+    for call in calls.values():
+        kernel, plain = (with_kernels(choice, call)() for choice in ("auto", "off"))
+        if float((kernel - plain).norm()) > 1e-4 * float(plain.norm()):
+            raise SystemExit(f"{name} with and without kernels disagree: nothing is timed")
+    return calls
+
+
+def measure_models(quick: bool, only: str) -> list[dict]:
+    rows = []
+    for words in MODELS:
+        case = "model " + " ".join(filter(None, words))
+        if only not in case:
+            continue
+        for mode, call in whole_model(*words).items():
+            chosen = {"kernel": with_kernels("auto", call), "PyTorch": with_kernels("off", call)}
+            seconds = compare_calls(chosen, {who: [] for who in chosen}, "forward", 5 if quick else 15)
+            medians = {who: statistics.median(times) for who, times in seconds.items()}
+            for who, median in medians.items():
+                row = {"case": case, "mode": mode, "by": who, "median_ms": round(1e3 * median, 3)}
+                row |= {"kernel_times_faster": round(median / medians["kernel"], 2), "share_of_bandwidth": ""}
+                rows.append(row | describe_surroundings(torch.float32))
+                print(row, flush=True)
+    return rows
+
+
 def measure(edges: list[int], quick: bool, only: str) -> None:
     warnings.filterwarnings("ignore", module="e3nn")
     limit = machine_limits(torch.float32)[1]
@@ -144,7 +202,7 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
         for which in GRIDS
         for l in (2, 3, 4)
     }
-    rows = []
+    rows = measure_models(quick, only)
     for name, (make, *arguments) in {"tiles": (tile,), **cases}.items():
         if only not in name:
             continue
