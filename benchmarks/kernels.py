@@ -8,8 +8,8 @@ couplings with l1+l2+l3 even and l3 <= 3. "second derivative": the sum, its deri
 and those of these again, in given directions: what training on forces costs (of tiles, the matrix is no function of positions). Tiles
 are those of DPA3 for water: 192 atoms with 26 close neighbours each, 32 -> 64 + 32 numbers. Grid products are those of two features of
 degrees 0..l with 64 channels, with weights. Models take five clusters of 27 atoms: energies and forces of a frozen model, and a training
-step, the gradient of a loss of both. Results are compared before anything is timed. float32, as many threads as PyTorch has. Bytes: every input read once, every output written once, over the median time, beside a
-large copy on the same machine.
+step, the gradient of a loss of both. Results are compared before anything is timed. float32, as many threads as PyTorch has. Bytes: every
+input read once, every output written once, over the median time, beside a large copy on the same machine.
 """
 
 from __future__ import annotations
