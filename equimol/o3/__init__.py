@@ -18,6 +18,7 @@ from equimol.o3.layout import (
     to_e3nn,
 )
 from equimol.o3.sphere import (
+    Rings,
     SeparableGrid,
     SphereGrid,
     gauss_legendre_grid,
@@ -33,6 +34,7 @@ __all__ = [
     "Block",
     "Layout",
     "Path",
+    "Rings",
     "SeparableGrid",
     "SphereGrid",
     "Table",

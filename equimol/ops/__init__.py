@@ -3,13 +3,15 @@
 from equimol.ops.convolution import CoupledSum, PathRows, coupled_sum, plain_coupled_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
+from equimol.ops.rings import Polynomial, RingProduct, ring_polynomial, ring_product
 from equimol.ops.scatter import gather, scatter_sum
-from equimol.ops.signals import RingProduct, Term, ring_product, signal_product
+from equimol.ops.signals import Term, signal_product
 from equimol.ops.slots import Slots
 
 __all__ = [
     "CoupledSum",
     "PathRows",
+    "Polynomial",
     "RingProduct",
     "Slots",
     "Term",
@@ -18,6 +20,7 @@ __all__ = [
     "filtered_sum",
     "gather",
     "plain_coupled_sum",
+    "ring_polynomial",
     "ring_product",
     "scatter_sum",
     "signal_product",

@@ -20,15 +20,11 @@ Tables = tuple[Float[Tensor, "signals1 points dim1"], Float[Tensor, "signals2 po
 Components = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
 
 REGISTERS = 160  # of 32 bits, that x, y and z of a channel may take in a kernel for CUDA: with more they would not stay in them
-#: of each table on rings, for each signal: a component, its order, and whether it is the same on both rings of a pair
-Entries = tuple[tuple[tuple[tuple[int, int, bool], ...], ...], ...]
-
 BLOCK_NUMBERS = 2**19  # values that are alive at a time, per thread: about what the cache of a core holds
 PARTS = 64  # of the rows, each with its own sums, when a kernel computes derivatives by factors
 # Entries of all tables at a point, up to which there is a kernel. Products on grids are faster by it at all sizes measured, 1.6 to 3
 # times for degrees 2 to 8; but what is longer than degree 8 (650 entries, 3 s) takes too long to compile.
 LONGEST = 700
-LONGEST_RINGS = 1500  # of entries on rings: 4 s; degrees up to 12 of all couplings, where they are 8 times faster than other grids
 
 
 def signal_product(
@@ -67,10 +63,11 @@ def _require_shapes(x: Tensor, y: Tensor, factors: tuple[Tensor, ...] | None, ta
     expected = [(t, (table.shape[2], channels)) for t, table in zip((x, y), tables, strict=False)]
     expected += [(f, (rank, table.shape[2], channels)) for f, table in zip(factors or (), tables, strict=False)]
     expected += [(table, (points, table.shape[2])) for table in tables]
-    _require(expected, x)
+    require_shapes(expected, x)
 
 
-def _require(expected: Sequence[tuple[Tensor, tuple[int, ...]]], x: Tensor) -> None:
+def require_shapes(expected: Sequence[tuple[Tensor, tuple[int, ...]]], x: Tensor) -> None:
+    """Raises ValueError where a tensor has other last dimensions than stated, or not the dtype and device of x."""
     for tensor, shape in expected:
         if tensor.shape[-len(shape) :] != shape or tensor.dtype != x.dtype or tensor.device != x.device:
             raise ValueError(
@@ -119,85 +116,6 @@ class SignalProduct(Form):
 _form = cache(SignalProduct)
 
 
-class RingProduct(Form):
-    """The same on rings of points that mirror each other, where tables are sums over orders: a transform along meridians, one along rings.
-
-    Args:
-        terms: as of a `signal_product`.
-        entries: of each role's signals, in the order of its table.
-        sizes: how many components x, y and z have.
-
-    The constants are, of each role, functions of the ring, on one ring of each pair [pairs, entries], and cosines and sines, negative
-    orders first, at the angles of a quarter of a ring [2 most + 1, quarter].
-    """
-
-    count = 6
-
-    def __init__(self, terms: Sequence[Sequence[int]], entries: Sequence, sizes: Sequence[int]) -> None:
-        self.terms, self.sizes = tuple(map(tuple, terms)), tuple(sizes)
-        self.entries: Entries = tuple(tuple(tuple(map(tuple, signal)) for signal in role) for role in entries)
-        super().__init__(self.terms, self.entries, self.sizes)
-
-    def derivatives(self, arguments, constants, wanted):
-        like = next(t for t in arguments[:3] if t is not None)
-        if not has_rings(like, self):
-            return _in_row_blocks(self.terms, arguments, self.tables(constants), wanted)
-        shape = len(constants[0]), constants[3].shape[1]
-        by = _by_kernel if like.device.type == "cpu" else _by_launches
-        return by("ring_product", self.terms, self.entries, self.sizes, shape, arguments, constants, wanted)
-
-    def shapes(self, arguments, constants):
-        like = next(t for t in arguments[:3] if t is not None)
-        rank = next((len(f) for f in arguments[3:] if f is not None), 1)
-        return [(n, size, like.shape[2]) for n in (len(like), rank) for size in self.sizes]
-
-    def tables(self, constants: Sequence[Tensor]) -> Tables:
-        """The tables at all points of all rings: what a `signal_product` takes, the reference."""
-        *functions, waves = constants
-        most, found = len(waves) // 2, []
-        for role, table, size in zip(self.entries, functions, self.sizes, strict=True):
-            whole, at = table.new_zeros(len(role), 2, len(table), 4, waves.shape[1], size), 0
-            for signal, entries in enumerate(role):
-                for component, order, even in entries:
-                    wave, parity = waves[most + order], (-1) ** order
-                    # at a, -a, pi - a and pi + a
-                    signs = (1, 1, parity, parity) if order >= 0 else (1, -1, -parity, parity)
-                    for ring, mirrored in enumerate((1, 1 if even else -1)):
-                        for quarter, sign in enumerate(signs):
-                            whole[signal, ring, :, quarter, :, component] += mirrored * sign * table[:, at, None] * wave
-                    at += 1
-            found.append(whole.flatten(1, 4))
-        return tuple(found)
-
-
-def has_rings(like: Tensor, form: RingProduct) -> bool:
-    """Whether there is a kernel of a `ring_product` for such tensors."""
-    if like.device.type == "cpu":
-        fits = sum(len(signal) for role in form.entries for signal in role) <= LONGEST_RINGS
-    else:
-        orders = sum(len(role) * (2 * max(abs(m) for signal in role for _, m, _ in signal) + 1) for role in form.entries)
-        fits = orders * like.element_size() // 4 <= REGISTERS
-    return fits and has_kernel("signals", like)
-
-
-def ring_product(
-    form: RingProduct,
-    x: Float[Tensor, "*batch1 dim1 channels"],
-    y: Float[Tensor, "*batch2 dim2 channels"],
-    factors: tuple[Float[Tensor, "rank dim1 channels"], Float[Tensor, "rank dim2 channels"], Float[Tensor, "rank dim3 channels"]] | None,
-    constants: Sequence[Tensor],
-) -> Float[Tensor, "*batch dim3 channels"]:
-    """A `signal_product` on rings: far fewer operations where degrees are high. Of any order of derivative; nothing is kept by points."""
-    expected = [(t, (size, x.shape[-1])) for t, size in zip((x, y, *(factors or ())), (*form.sizes[:2], *form.sizes), strict=False)]
-    expected += [(t, (sum(map(len, role)),)) for t, role in zip(constants, form.entries, strict=False)]
-    _require(expected, x)
-    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    rows = [t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (x, y)]
-    arguments = (*rows, None, *(factors or (None, None, None)))
-    z = form_derivatives(form, arguments, constants, (False, False, True, False, False, False))[2]
-    return z.reshape(*batch, *z.shape[-2:])
-
-
 def is_compiled(like: Tensor, components: Components) -> bool:
     """Whether products of such tensors have a kernel, which on a CPU skips components that are zero; PyTorch's operations do not."""
     if like.device.type == "cpu":
@@ -213,14 +131,16 @@ def _derivatives(
     """The wanted derivatives of sum over r and rows of the form (a_r x, b_r y, c_r z), with respect to x, y, z, a, b, c."""
     like = next(t for t in arguments[:3] if t is not None)
     if not is_compiled(like, components):
-        return _in_row_blocks(terms, arguments, tables, wanted)
+        return derivatives_in_row_blocks(terms, arguments, tables, wanted)
     sizes = [table.shape[2] for table in tables]
     if like.device.type == "cuda":
-        return _by_launches("product", terms, [len(table) for table in tables], sizes, tables[0].shape[1:2], arguments, tables, wanted)
-    return _by_kernel("product", terms, components, sizes, tables[0].shape[1:2], arguments, (*tables, None), wanted)
+        return derivatives_by_launches(
+            "product", terms, [len(table) for table in tables], sizes, tables[0].shape[1:2], arguments, tables, wanted
+        )
+    return derivatives_by_kernel("product", terms, components, sizes, tables[0].shape[1:2], arguments, (*tables, None), wanted)
 
 
-def _by_kernel(
+def derivatives_by_kernel(
     name: str,
     terms: tuple[Term, ...],
     contents: Sequence,
@@ -259,7 +179,7 @@ def _by_kernel(
     return found
 
 
-def _by_launches(
+def derivatives_by_launches(
     name: str,
     terms: tuple[Term, ...],
     contents: Sequence,
@@ -269,7 +189,7 @@ def _by_launches(
     tables: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """What `_by_kernel` finds by kernels of CUDA, which do not know factors: those are multiplied outside."""
+    """What `derivatives_by_kernel` finds by kernels of CUDA, which do not know factors: those are multiplied outside."""
     features, factors = arguments[:3], arguments[3:]
     like = next(t for t in features if t is not None)
     rows, channels, rank = len(like), like.shape[-1], next((len(f) for f in factors if f is not None), 1)
@@ -294,7 +214,7 @@ def _by_launches(
     return [*found, *(torch.stack(parts) if parts else None for parts in sums)]
 
 
-def _in_row_blocks(
+def derivatives_in_row_blocks(
     terms: tuple[Term, ...], arguments: Sequence[Tensor | None], tables: Tables, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """The same by PyTorch's operations, rows by rows."""

@@ -1,14 +1,16 @@
 """Products of weighted features through signals at points."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equimol.o3 import Layout, Table
+from equimol.o3 import Layout, Rings, Table
 from equimol.ops import RingProduct, Term, ring_product, signal_product
-from equimol.ops.signals import has_rings, is_compiled
+from equimol.ops.rings import Entries, as_entries, has_rings
+from equimol.ops.signals import is_compiled
 
 Factors = Sequence[Tensor]  # a, b and c of a product of a rank: [..., rank, components, channels] each
 
@@ -42,17 +44,38 @@ class SignalTables(nn.Module):
         return sum(2 * table.exact.numel() for table in self.tables) + 2 * len(self.terms) * self.points
 
 
-class RingTables(nn.Module):
-    """The same on rings of points that mirror each other, for kernels: tables [pairs, entries], and the form that says what entries are."""
+class RingSignal(NamedTuple):
+    """A signal on `Rings`: its functions of the ring per harmonic, and where the components of each of its degrees begin.
 
-    def __init__(self, form: RingProduct, tables: Sequence[Tensor], waves: Tensor) -> None:
+    One along the ring is a slope, which belongs to order -m and has no order 0; one that is mirrored changes sign under the equator where
+    harmonics do not.
+    """
+
+    functions: Float[Tensor, "pairs harmonics"]
+    starts: dict[int, int]
+    along: bool = False
+    mirrored: bool = False
+
+
+class RingTables(nn.Module):
+    """The same on rings of points that mirror each other, for kernels.
+
+    Args:
+        roles: the signals of in1, in2 and out.
+        terms: which to multiply.
+        sizes: how many components each role has.
+        rings: those that the signals are on.
+    """
+
+    def __init__(self, roles: Sequence[Sequence[RingSignal]], terms: Sequence[Term], sizes: Sequence[int], rings: Rings) -> None:
         super().__init__()
-        self.form = form
-        self.constants = nn.ModuleList(map(Table, (*tables, waves)))
+        entries, constants = on_rings(roles, rings)
+        self.form = RingProduct(terms, entries, sizes)
+        self.constants = nn.ModuleList(map(Table, constants))
 
     def has_kernel(self, like: Tensor) -> bool:
         """Whether there is one for such tensors; without, other grids are faster."""
-        return has_rings(like, self.form)
+        return has_rings(like, self.form.entries)
 
     def forward(
         self,
@@ -63,6 +86,21 @@ class RingTables(nn.Module):
         """As of `SignalTables`."""
         y = y.expand(*y.shape[:-1], x.shape[-1])
         return ring_product(self.form, x, y, factors, [table(x) for table in self.constants])
+
+
+def on_rings(roles: Sequence[Sequence[RingSignal]], rings: Rings) -> tuple[Entries, list[Tensor]]:
+    """What kernels take: the entries of each role, their functions of the ring, and last the waves."""
+    entries, constants = [], []
+    for signals in roles:
+        of_role, columns = [], []
+        for signal in signals:
+            places = [(l, m) for l in signal.starts for m in range(-l, l + 1) if not (signal.along and m == 0)]
+            columns += [signal.functions[:, l * (l + 1) + m] for l, m in places]
+            of_role.append([(signal.starts[l] + l + m, -m if signal.along else m, (l + m) % 2 == signal.mirrored) for l, m in places])
+        entries.append(of_role)
+        constants.append(torch.stack(columns, dim=1))
+    most = max(abs(m) for role in entries for signal in role for _, m, _ in signal)
+    return as_entries(entries), [*constants, rings.waves(most)]
 
 
 def halved(tables: Sequence[Tensor], terms: tuple[Term, ...]) -> tuple[Sequence[Tensor], tuple[Term, ...]]:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from equimol.o3 import Layout, Table, bracket_coefficient, format_irreps, gradient_scale, lmax_of
+from equimol.o3 import Layout, Table, TorusGrid, bracket_coefficient, format_irreps, gradient_scale, lmax_of
 from equimol.ops import gather
 from equimol.tensor_products.base import ManyBodyProduct, require_natural
+from equimol.tensor_products.ring_powers import RingPowers
 from equimol.tensor_products.sphere_product import Side
 
 
@@ -32,12 +33,17 @@ class GauntPower(ManyBodyProduct):
         self.grid = self.make_grid((lmax,) * correlation, lmax_out, correlation * lmax + lmax_out)
         scales = torch.stack([power_scales(lmax, nu, self.out_degrees) for nu in range(1, correlation + 1)])
         self._scales = Table(scales.flatten()[:, None] / math.sqrt(correlation))
+        powers = [(nu, 0, 0) for nu in range(1, correlation + 1)]
+        self._rings = None if isinstance(self.grid, TorusGrid) else RingPowers(in_layout, lmax_out, powers)
 
     def forward(
         self, x: Float[Tensor, "atoms dim"], weights: Float[Tensor, "elements num_weights channels"], species: Int[Tensor, " atoms"]
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(x, weights, species)
-        samples = self.grid.synthesis(x.unflatten(-1, (-1, self.channels)))
+        x = x.unflatten(-1, (-1, self.channels))
+        if self._rings is not None and self._rings.has_kernel(x):
+            return weighted_sum(self._rings(x), weights * self._scales(weights), species, self.out_degrees)
+        samples = self.grid.synthesis(x)
         powers = [samples]
         for _ in range(1, self.correlation):
             powers.append(powers[-1] * samples)
@@ -81,12 +87,15 @@ class CompletePower(ManyBodyProduct):
         self.num_weights = len(self.terms) * len(self.out)
         scales = torch.stack([_term_scales(natural, pseudo, term, self.out_degrees) for term in self.terms])
         self._scales = Table(scales.flatten()[:, None] / math.sqrt(len(self.terms)))
+        self._rings = RingPowers(in_layout, lmax_out, self.terms)
 
     def forward(
         self, x: Float[Tensor, "atoms dim"], weights: Float[Tensor, "elements num_weights channels"], species: Int[Tensor, " atoms"]
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(x, weights, species)
         x = x.unflatten(-1, (-1, self.channels))
+        if self._rings.has_kernel(x):
+            return weighted_sum(self._rings(x), weights * self._scales(weights), species, self.out_degrees)
         if self._side.blocks[-1]:
             f, f1, f2 = self.grid.synthesis_and_gradient(self._side.function(x, 1)).unbind(-3)
             g, g1, g2 = self.grid.synthesis_and_gradient(self._side.function(x, -1)).unbind(-3)

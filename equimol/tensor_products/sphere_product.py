@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, SphereGrid, Table, TorusGrid, format_irreps, lmax_of, mirrored_rings
-from equimol.ops import RingProduct, Term
+from equimol.ops import Term
 from equimol.tensor_products.base import TensorProduct, balance, sphere_strength
 from equimol.tensor_products.row_blocks import in_row_blocks
-from equimol.tensor_products.signal_tables import RingTables, SignalTables, ranked, ranked_by_tables, spread
+from equimol.tensor_products.signal_tables import RingSignal, RingTables, SignalTables, ranked, ranked_by_tables, spread
 
 
 class SphereProduct(TensorProduct):
@@ -134,26 +134,15 @@ def ring_tables(product: SphereProduct) -> RingTables:
     layouts, lmaxes = (product.in1, product.in2, product.out), (lmax_of(product.in1), lmax_of(product.in2))
     lmax_out = max(product.out_degrees)
     rings = mirrored_rings(max(lmaxes), lmax_out, sum(lmaxes) + lmax_out)
-    entries, tables = [], []
+    roles = []
     for role, (known, layout) in enumerate(zip(signals, layouts, strict=True)):
         starts = list(itertools.accumulate((2 * block.l + 1 for block in layout), initial=0))
+        of_kind = {kind: {b.l: start for start, b in zip(starts, layout, strict=False) if kind_of(b) == kind} for kind in (1, -1)}
         functions = rings.analyses if role == 2 else rings.signals
-        of_role, columns = [], []
-        for kind, which in known:
-            slope, along = role < 2 and which == 1, role < 2 and which == 2
-            found = []
-            for start, block in zip(starts, layout, strict=False):
-                for m in range(-block.l, block.l + 1):
-                    if kind_of(block) == kind and not (along and m == 0):  # nothing changes along the ring
-                        found.append((start + block.l + m, -m if along else m, (block.l + m) % 2 == slope))
-                        columns.append(functions[which][:, block.l * (block.l + 1) + m])
-            of_role.append(found)
-        entries.append(of_role)
-        tables.append(torch.stack(columns, dim=1))
-    most = max(abs(m) for role in entries for signal in role for _, m, _ in signal)
-    return RingTables(
-        RingProduct(terms, entries, [sum(2 * block.l + 1 for block in layout) for layout in layouts]), tables, rings.waves(most)
-    )
+        roles.append(
+            [RingSignal(functions[n], of_kind[kind], along=role < 2 and n == 2, mirrored=role < 2 and n == 1) for kind, n in known]
+        )
+    return RingTables(roles, terms, [sum(2 * block.l + 1 for block in layout) for layout in layouts], rings)
 
 
 def dense_tables(product: SphereProduct) -> SignalTables:

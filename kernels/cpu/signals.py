@@ -13,14 +13,13 @@ On rings of points that mirror each other, a table is a sum over orders m of a f
 
 n over the components of order m. So there is a sum along the meridian for each pair of rings, which are the even and odd ones of its terms
 added and subtracted, then a Fourier transform along each ring, in registers: four angles a, -a, pi - a and pi + a have the same four sums
-over even and odd cosines and sines. What is analysed goes the way back.
+over even and odd cosines and sines. What is analysed goes the way back. There, what is multiplied may be any number of signals.
 """
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from equimol.ops.signals import Components, Entries, Term
+from equimol.ops.rings import Entries, Monomial
+from equimol.ops.signals import Components, Term
 from equimol.ops.vector_code import Code, Value
 
 VECTORS = 4  # of channels at a time: what they need is at hand in the nearest cache
@@ -85,17 +84,30 @@ def ring_product(
     ``entries`` of a role are, for each signal, a component, its order m, negative for a sine, and whether Theta is the same at both rings
     of a pair; the tables hold Theta [pairs, entries], and ``waves`` cosines and sines at the angles of a quarter [2 most + 1, quarter].
     """
+    return _on_rings([(sign, ((0, i), (1, j)), k) for i, j, k, sign in terms], entries, sizes, pairs, quarter, scaled)
+
+
+def ring_polynomial(terms: tuple[Monomial, ...], entries: Entries, sizes: tuple[int, ...], pairs: int, quarter: int) -> Callable:
+    """The same of any number of features, with terms (coefficient, signals that are multiplied, signal of z): the last role is z."""
+    return _on_rings(terms, entries, sizes, pairs, quarter, False)
+
+
+def _on_rings(terms: Sequence[Monomial], entries: Entries, sizes: Sequence[int], pairs: int, quarter: int, scaled: bool) -> Callable:
+    *inputs, _ = roles = range(len(sizes))
+    last = roles[-1]
     orders = [max((abs(m) for signal in role for _, m, _ in signal), default=0) for role in entries]
     widths, most = [2 * m + 1 for m in orders], max(orders)
     counts = [sum(map(len, role)) for role in entries]
-    starts = 0, len(entries[0]) * widths[0], 0  # where the orders of a role begin: those of x and y are in one array
-    stride = starts[1] + len(entries[1]) * widths[1], len(entries[2]) * widths[2]
+    lengths = [len(role) * width for role, width in zip(entries, widths, strict=True)]
+    starts = [sum(lengths[:role]) for role in inputs]  # where the orders of an input begin: all are in one array
+    firsts = [sum(len(entries[other]) for other in range(role)) for role in inputs]  # and their samples
+    stride, signals = (sum(lengths[:-1]), lengths[-1]), sum(len(entries[role]) for role in inputs)
     parts = -(-quarter // ANGLES)
     quarters = [range(quarter * n // parts, quarter * (n + 1) // parts) for n in range(parts)]
-    places: tuple[dict, ...] = {}, {}, {}  # of each role: (signal, m) -> [(where in the table, component, even)]
-    for role, signals in enumerate(entries):
+    places: tuple[dict, ...] = tuple({} for _ in roles)  # of each role: (signal, m) -> [(where in the table, component, even)]
+    for role, of_role in enumerate(entries):
         at = 0
-        for s, signal in enumerate(signals):
+        for s, signal in enumerate(of_role):
             for n, m, even in signal:
                 places[role].setdefault((s, m), []).append((at, n, even))
                 at += 1
@@ -103,8 +115,7 @@ def ring_product(
     def visit(code: Code, vectors: Value, local: list[Value], tables: Sequence[Value], waves: Value) -> None:
         everywhere, lanes = code.everywhere(), code.lanes
         of_inputs, of_z = (code.local(2 * size) for size in stride)  # by orders, at both rings
-        signals = len(entries[0]) + len(entries[1])
-        samples, products = code.local(4 * ANGLES * signals), code.local(4 * ANGLES * len(entries[2]))
+        samples, products = code.local(4 * ANGLES * signals), code.local(4 * ANGLES * len(entries[last]))
 
         def get(array: Value, place: int) -> Value:
             return code.load(array, code.whole(place * lanes), everywhere)
@@ -131,17 +142,17 @@ def ring_product(
         def wave(m: int, angle: int) -> Value:
             return code.load(waves, code.whole((most + m) * quarter + angle))
 
-        def along_ring(role: int, inputs: Value, angles: range) -> None:
+        def along_ring(role: int, array: Value, angles: range) -> None:
             with code.loop(0, code.whole(len(entries[role]))) as s:
-                array = code.part(inputs, (s * widths[role] + starts[role]) * lanes)
+                orders_of_s = code.part(array, (s * widths[role] + starts[role]) * lanes)
                 sums: list[dict[int, Value]] = [{}, {}, {}, {}]
                 for m in range(-orders[role], orders[role] + 1):
-                    number = get(array, orders[role] + m)
+                    number = get(orders_of_s, orders[role] + m)
                     for angle in angles:
                         kind = sums[_kind(m)]
                         term = wave(m, angle) * number
                         kind[angle] = kind[angle] + term if angle in kind else term
-                out = code.part(samples, (s + len(entries[0]) * role) * (4 * ANGLES * lanes))
+                out = code.part(samples, (s + firsts[role]) * (4 * ANGLES * lanes))
                 for n, angle in enumerate(angles):
                     for q, value in enumerate(_butterfly([kind.get(angle) for kind in sums])):
                         put(value, out, 4 * n + q)
@@ -150,19 +161,30 @@ def ring_product(
             with code.loop(0, code.whole(4 * len(angles))) as point:
                 here, there = (code.part(array, point * lanes) for array in (samples, products))
                 values = [get(here, 4 * ANGLES * s) for s in range(signals)]
+                known: dict[tuple, Value] = {}
+
+                def times(factors: tuple[tuple[int, int], ...]) -> Value:
+                    role, s = factors[-1]
+                    value = values[firsts[role] + s]
+                    if len(factors) == 1:
+                        return value
+                    if factors not in known:
+                        known[factors] = times(factors[:-1]) * value
+                    return known[factors]
+
                 found: dict[int, list[Value]] = {}
-                for i, j, k, sign in terms:
-                    f, g = values[i], values[len(entries[0]) + j]
-                    _add(found, k, [f * g if sign > 0 else -f * g])
+                for coefficient, factors, k in terms:
+                    product = times(factors)
+                    _add(found, k, [product if coefficient == 1 else -product if coefficient == -1 else product * coefficient])
                 for k, (value,) in found.items():
                     put(value, there, 4 * ANGLES * k)
 
         def back_along_ring(outputs: Value, angles: range, first: bool) -> None:
-            with code.loop(0, code.whole(len(entries[2]))) as s:
-                array, values = code.part(outputs, s * (widths[2] * lanes)), code.part(products, s * (4 * ANGLES * lanes))
+            with code.loop(0, code.whole(len(entries[last]))) as s:
+                array, values = code.part(outputs, s * (widths[last] * lanes)), code.part(products, s * (4 * ANGLES * lanes))
                 kinds = [_butterfly([get(values, 4 * n + q) for q in range(4)]) for n in range(len(angles))]
-                for m in range(-orders[2], orders[2] + 1):
-                    place = orders[2] + m
+                for m in range(-orders[last], orders[last] + 1):
+                    place = orders[last] + m
                     terms = [wave(m, angle) * kinds[n][_kind(m)] for n, angle in enumerate(angles)]
                     total = terms[0] if first else get(array, place) + terms[0]
                     for term in terms[1:]:
@@ -171,8 +193,8 @@ def ring_product(
 
         def back_along_meridians(numbers: Value, table: Value) -> None:
             by_component: dict[int, list[Value]] = {}
-            for (s, order), found in places[2].items():
-                place = s * widths[2] + orders[2] + order
+            for (s, order), found in places[last].items():
+                place = s * widths[last] + orders[last] + order
                 here, there = get(of_z, place), get(of_z, stride[1] + place)
                 both = {True: here + there, False: here - there}
                 for at, n, even in found:
@@ -183,7 +205,10 @@ def ring_product(
                     total = total + term
                 put(total, numbers, n)
 
-        for role in (0, 1):  # orders that a signal has not
+        for k in set(range(len(entries[last]))) - {k for _, _, k in terms}:  # what no term adds to
+            for point in range(4 * ANGLES):
+                put(code.zeros(), products, 4 * ANGLES * k + point)
+        for role in inputs:  # orders that a signal has not
             for s in range(len(entries[role])):
                 for m in range(-orders[role], orders[role] + 1):
                     if (s, m) not in places[role]:
@@ -194,16 +219,18 @@ def ring_product(
             pair = step - vector * pairs
             numbers = [code.part(array, vector * (size * lanes)) for array, size in zip(local, sizes, strict=True)]
             here = [code.part(table, pair * count) for table, count in zip(tables, counts, strict=True)]
-            for role in (0, 1):
+            for role in inputs:
                 along_meridians(role, numbers[role], here[role])
             with code.loop(0, code.whole(2)) as ring:
-                inputs, outputs = (code.part(array, ring * (size * lanes)) for array, size in zip((of_inputs, of_z), stride, strict=True))
+                here_orders, outputs = (
+                    code.part(array, ring * (size * lanes)) for array, size in zip((of_inputs, of_z), stride, strict=True)
+                )
                 for angles in quarters:
-                    for role in (0, 1):
-                        along_ring(role, inputs, angles)
+                    for role in inputs:
+                        along_ring(role, here_orders, angles)
                     multiply(angles)
                     back_along_ring(outputs, angles, angles is quarters[0])
-            back_along_meridians(numbers[2], here[2])
+            back_along_meridians(numbers[last], here[last])
 
     return _of_rows(visit, sizes, scaled)
 
@@ -230,20 +257,25 @@ def _plus(a: Value | None, b: Value | None, sign: int = 1) -> Value | None:
     return a + b if sign > 0 else a - b
 
 
-def _of_rows(visit: Callable[..., None], sizes: tuple[int, int, int], scaled: bool) -> Callable:
-    """A kernel: for some vectors of channels of a row, ``visit`` adds to z what x and y give, which are in arrays of their own."""
+def _of_rows(visit: Callable[..., None], sizes: Sequence[int], scaled: bool) -> Callable:
+    """A kernel: for some vectors of channels of a row, ``visit`` adds to z what the others give, which are in arrays of their own.
 
-    def write(
-        code: Code, start: int, stop: int, each: int, rows: int, channels: int, rank: int, of_z: int, of_c: int,
-        x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor, to_x: Tensor, to_y: Tensor, to_z: Tensor, waves: Tensor,
-        found: Tensor, by_c: Tensor,
-    ) -> None:  # fmt: skip
+    Its arrays are features, factors and tables of each role, waves, z that is found, and the derivative by its factor.
+    """
+    *inputs, last = range(len(sizes))
+    counts = ["start", "stop", "each", "rows", "channels", "rank", "of_z", "of_c"]
+    arrays = [f"{kind}{role}" for kind in ("feature", "factor", "table") for role in range(len(sizes))] + ["waves", "found", "by_c"]
+
+    def write(code: Code, **given: Value) -> None:
+        start, stop, each, rows, channels, rank, of_z, of_c = (given[name] for name in counts)
+        features, factors, tables = ([given[f"{kind}{role}"] for role in range(len(sizes))] for kind in ("feature", "factor", "table"))
+        found, by_c = given["found"], given["by_c"]
         local = [code.local(VECTORS * size) for size in sizes]  # a_r x, b_r y and z before it is multiplied with c_r
         everywhere = code.everywhere()
         with code.loop(start, stop) as part:
-            last = code.least((part + 1) * each, rows)
+            end = code.least((part + 1) * each, rows)
             with (
-                code.loop(part * each, last) as row,
+                code.loop(part * each, end) as row,
                 code.loop(0, channels, VECTORS * code.lanes) as begin,
                 code.loop(0, rank) as r,
             ):
@@ -251,30 +283,33 @@ def _of_rows(visit: Callable[..., None], sizes: tuple[int, int, int], scaled: bo
                 with code.loop(0, vectors) as vector:
                     channel = begin + vector * code.lanes
                     mask = code.below(channel, channels)
-                    for size, feature, factor, array in zip(sizes, (x, y), (a, b), local, strict=False):
+                    for role in inputs:
+                        size = sizes[role]
                         with code.loop(0, code.whole(size)) as n:
-                            number = code.load(feature, (row * size + n) * channels + channel, mask)
+                            number = code.load(features[role], (row * size + n) * channels + channel, mask)
                             if scaled:
-                                number = number * code.load(factor, (r * size + n) * channels + channel, mask)
-                            code.store(number, array, (vector * size + n) * code.lanes, everywhere)
-                    with code.loop(0, code.whole(sizes[2])) as n:
-                        code.store(code.zeros(), local[2], (vector * sizes[2] + n) * code.lanes, everywhere)
-                visit(code, vectors, local, (to_x, to_y, to_z), waves)
+                                number = number * code.load(factors[role], (r * size + n) * channels + channel, mask)
+                            code.store(number, local[role], (vector * size + n) * code.lanes, everywhere)
+                    with code.loop(0, code.whole(sizes[last])) as n:
+                        code.store(code.zeros(), local[last], (vector * sizes[last] + n) * code.lanes, everywhere)
+                visit(code, vectors, local, tables, given["waves"])
                 with code.loop(0, vectors) as vector:
                     channel = begin + vector * code.lanes
                     mask = code.below(channel, channels)
                     known = code.below(channel, channels * code.least(r, code.whole(1)))  # nothing at first
-                    with code.loop(0, code.whole(sizes[2])) as n:
-                        total = code.load(local[2], (vector * sizes[2] + n) * code.lanes, everywhere)
-                        place, factor = (row * sizes[2] + n) * channels + channel, (r * sizes[2] + n) * channels + channel
+                    size = sizes[last]
+                    with code.loop(0, code.whole(size)) as n:
+                        total = code.load(local[last], (vector * size + n) * code.lanes, everywhere)
+                        place, factor = (row * size + n) * channels + channel, (r * size + n) * channels + channel
                         with code.when(of_c.above(0)):
-                            owned = part * rank * sizes[2] * channels + factor
-                            code.store(code.load(by_c, owned, mask) + total * code.load(z, place, mask), by_c, owned, mask)
+                            owned = part * rank * size * channels + factor
+                            code.store(code.load(by_c, owned, mask) + total * code.load(features[last], place, mask), by_c, owned, mask)
                         with code.when(of_z.above(0)):
                             if scaled:
-                                total = total * code.load(c, factor, mask)
+                                total = total * code.load(factors[last], factor, mask)
                             code.store(code.load(found, place, known) + total, found, place, mask)
 
+    write.__annotations__ = dict.fromkeys(counts, "int") | dict.fromkeys(arrays, "Tensor")
     return write
 
 

@@ -13,7 +13,7 @@ reading the same number.
 from collections.abc import Sequence
 
 from equimol.ops.cuda_code import Source
-from equimol.ops.signals import Entries
+from equimol.ops.rings import Entries
 
 THREADS = 128
 SHARED = 32 * 1024  # bytes of tables at a time, in float64

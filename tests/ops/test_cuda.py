@@ -12,7 +12,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from equimol.o3 import layout_dim, natural_layout, parse_irreps
-from equimol.ops import convolution, coupled_sum, cuda_code, kernels, signals
+from equimol.ops import convolution, coupled_sum, cuda_code, kernels, rings, signals
 from equimol.ops.convolution import CoupledSum
 from equimol.ops.cuda_code import CudaKernel
 from equimol.tensor_products import TENSOR_PRODUCTS
@@ -135,7 +135,9 @@ def test_paths_of_several_blocks(random, monkeypatch, on_host):
 def launched(terms, components, arguments, tables, wanted):
     """As on a device."""
     sizes = [table.shape[2] for table in tables]
-    return signals._by_launches("product", terms, [len(table) for table in tables], sizes, tables[0].shape[1:2], arguments, tables, wanted)
+    return signals.derivatives_by_launches(
+        "product", terms, [len(table) for table in tables], sizes, tables[0].shape[1:2], arguments, tables, wanted
+    )
 
 
 def tables(random, dtype=torch.float64, device="cpu", points=70):
@@ -168,13 +170,13 @@ def test_rings_on_the_host(random, monkeypatch, on_host, dtype, precision, kind,
     name = {"all": "complete_grid", "even": "gaunt_grid", "odd": "bracket_grid"}[kind]
     product = TENSOR_PRODUCTS[name](layout, natural_layout(2, channels), range(kind == "odd", lmax + 1), couplings=kind, rank=rank)._rings
     monkeypatch.setattr(signals, "find_kernel", on_host)
-    monkeypatch.setattr(signals, "_by_kernel", signals._by_launches)
+    monkeypatch.setattr(rings, "derivatives_by_kernel", signals.derivatives_by_launches)
     constants = [table.exact.to(dtype) for table in product.constants]
     tensors = [random(rows, size, channels).to(dtype).requires_grad_() for size in product.form.sizes[:2]]
     tensors += [random(rank, size, channels).to(dtype).requires_grad_() for size in product.form.sizes]
     form = product.form
-    mine = with_derivatives(lambda x, y, *factors: signals.ring_product(form, x, y, factors, constants), tensors)
-    plain = form.tables(constants)
+    mine = with_derivatives(lambda x, y, *factors: rings.ring_product(form, x, y, factors, constants), tensors)
+    plain = rings.at_points(form.entries, form.sizes, constants)
     reference = with_derivatives(lambda x, y, *factors: signals.plain_signal_product(x, y, factors, plain, form.terms), tensors)
     assert_same(mine, reference, precision)
 
@@ -187,8 +189,8 @@ def test_sources_compile(monkeypatch, tmp_path, architecture, dtype):
     module = couplings(kind="all")
     sources = [kernels._writer("convolution", name, "cuda")(*module._form.settings) for name in NAMES]
     sources.append(kernels._writer("signals", "product", "cuda")(TERMS, (2, 2, 2), (4, 9, 5), 70))
-    rings = TENSOR_PRODUCTS["complete_grid"](natural_layout(4, 1), natural_layout(4, 1), 4)._rings
-    form, shape = rings.form, (len(rings.constants[0].exact), rings.constants[3].exact.shape[1])
+    product = TENSOR_PRODUCTS["complete_grid"](natural_layout(4, 1), natural_layout(4, 1), 4)._rings
+    form, shape = product.form, (len(product.constants[0].exact), product.constants[3].exact.shape[1])
     sources.append(kernels._writer("signals", "ring_product", "cuda")(form.terms, form.entries, form.sizes, *shape))
     for source in sources:
         code = cuda_code.compiled(source.typed(dtype), architecture)
@@ -330,10 +332,10 @@ def test_signals_on_a_device(random, monkeypatch, dtype, precision, rank):
 @pytest.mark.parametrize("lmax", [2, 4])
 def test_rings_on_a_device(random, monkeypatch, dtype, precision, lmax):
     monkeypatch.setenv(kernels.VARIABLE, "all")
-    rings = TENSOR_PRODUCTS["complete_grid"](natural_layout(lmax, 1), natural_layout(lmax, 1), lmax)._rings
-    form, constants = rings.form, [table.exact.to("cuda", dtype) for table in rings.constants]
+    product = TENSOR_PRODUCTS["complete_grid"](natural_layout(lmax, 1), natural_layout(lmax, 1), lmax)._rings
+    form, constants = product.form, [table.exact.to("cuda", dtype) for table in product.constants]
     tensors = [random(7, size, 33).to("cuda", dtype).requires_grad_() for size in form.sizes[:2]]
-    assert signals.has_rings(tensors[0], form)
-    mine = with_derivatives(lambda x, y: signals.ring_product(form, x, y, None, constants), tensors)
-    plain = form.tables(constants)
+    assert rings.has_rings(tensors[0], form.entries)
+    mine = with_derivatives(lambda x, y: rings.ring_product(form, x, y, None, constants), tensors)
+    plain = rings.at_points(form.entries, form.sizes, constants)
     assert_same(mine, with_derivatives(lambda x, y: signals.plain_signal_product(x, y, None, plain, form.terms), tensors), precision)

@@ -5,36 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from equimol.o3 import natural_layout
-from equimol.ops import RingProduct, kernels, ring_product, signal_product, signals
-from equimol.tensor_products.gaunt_grid import GauntGrid
+from equimol.ops import kernels, signal_product, signals
 
 TERMS = ((0, 0, 0, 1), (1, 2, 1, -1), (2, 1, 1, 1), (2, 0, 0, -1), (0, 1, 2, -1))  # of two, one and one terms; one begins negative
-
-
-RING_TERMS = ((0, 0, 0, 1), (1, 2, 1, 1), (2, 1, 1, -1))
-
-
-def rings(random, lmaxes, pairs, quarter):
-    """A form with signals of values and both gradients, of which the last has no order 0, and numbers in the place of harmonics."""
-    entries = [
-        [
-            [
-                (l * l + l + m, m if signal < 2 else -m, (l + m + signal) % 2 == 0)
-                for l in range(lmax + 1)
-                for m in range(-l, l + 1)
-                if m or signal < 2
-            ]
-            for signal in range(signals)
-        ]
-        for lmax, signals in zip(lmaxes, (3, 3, 2), strict=True)
-    ]
-    form = RingProduct(RING_TERMS, entries, [(lmax + 1) ** 2 for lmax in lmaxes])
-    angles = (torch.arange(quarter, dtype=torch.float64) + 0.5) * torch.pi / 2 / quarter
-    most = max(lmaxes)
-    waves = torch.stack([torch.sin(-m * angles) if m < 0 else torch.cos(m * angles) for m in range(-most, most + 1)])
-    functions = [random(pairs, sum(map(len, role))) / 4 for role in form.entries]
-    return form, (*functions, waves)
 
 
 @pytest.fixture(params=[None, 1, 3])
@@ -161,12 +134,9 @@ def test_not_a_number_stays_in_its_row_and_channel(random, launched, bad):
     assert torch.equal(z, expected)
 
 
-@pytest.mark.parametrize("name", ["product", "ring_product"])
-def test_nothing_else_is_written(random, name):
+def test_nothing_else_is_written(random):
     """Nor read: NaN on both sides of every array."""
-    form, constants = rings(random, (1, 2, 2), 2, 3)
-    rows, channels, rank, filler = 5, 19, 2, 40
-    sizes = (4, 6, 7) if name == "product" else form.sizes
+    rows, channels, rank, sizes, filler = 5, 19, 2, (4, 6, 7), 40
 
     def between(tensor):
         whole = torch.full((tensor.numel() + 2 * filler,), float("nan"), dtype=tensor.dtype)
@@ -175,20 +145,14 @@ def test_nothing_else_is_written(random, name):
         return whole[filler:-filler].view_as(tensor)
 
     wholes = []
-    tables = constants if name == "ring_product" else [random(3, 5, size) for size in sizes]
     arrays = [random(rows, size, channels) for size in sizes] + [random(rank, size, channels) for size in sizes]
-    arrays = list(map(between, (*arrays, *tables)))
+    arrays = list(map(between, (*arrays, *(random(3, 5, size) for size in sizes))))
     z, by_c = (between(torch.zeros(*shape, sizes[2], channels, dtype=torch.float64)) for shape in ((rows,), (5, rank)))
-    if name == "product":
-        kernel = kernels.find_kernel("signals", name, z, TERMS, tuple((tuple(range(size)),) * 3 for size in sizes), sizes, 5, True)
-    else:
-        kernel = kernels.find_kernel("signals", name, z, form.terms, form.entries, sizes, 2, 3, True)
-        tables = form.tables(arrays[6:])
-    kernels.run(kernel, 5, 1, rows, channels, rank, 1, 1, *arrays, *[0] * (name == "product"), z, by_c)
+    kernel = kernels.find_kernel("signals", "product", z, TERMS, tuple((tuple(range(size)),) * 3 for size in sizes), sizes, 5, True)
+    kernels.run(kernel, 5, 1, rows, channels, rank, 1, 1, *arrays, 0, z, by_c)
     for whole in wholes:
         assert whole[:filler].isnan().all() and whole[-filler:].isnan().all() and whole[filler:-filler].isfinite().all()
-    terms = TERMS if name == "product" else form.terms
-    expected = signals.plain_signal_product(arrays[0], arrays[1], tuple(arrays[3:6]), tuple(tables), terms)
+    expected = signals.plain_signal_product(arrays[0], arrays[1], tuple(arrays[3:6]), tuple(arrays[6:]), TERMS)
     torch.testing.assert_close(z, expected)
 
 
@@ -215,41 +179,3 @@ def test_long_code_is_not_compiled(random, monkeypatch, launched):
     expected = signals.plain_signal_product(x, y, None, tables, TERMS)
     torch.testing.assert_close(signal_product(x, y, None, tables, TERMS), expected)
     assert not launched
-
-
-@pytest.mark.parametrize(("lmaxes", "pairs", "quarter"), [((2, 1, 3), 2, 3), ((1, 3, 0), 1, 1), ((3, 3, 2), 3, 5)])
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize(("rows", "channels"), [(5, 3), (2, 70), (0, 2)])
-@pytest.mark.parametrize("choice", ["off", "require"])
-def test_rings_are_the_plain_product_at_their_points(lmaxes, pairs, quarter, rank, rows, channels, choice, random, monkeypatch):
-    """With all derivatives to the second: 70 channels are more than are taken at a time, 5 angles more than stay in registers."""
-    monkeypatch.setenv("EQUIMOL_KERNELS", choice)
-    form, constants = rings(random, lmaxes, pairs, quarter)
-    inputs = [random(rows, size, channels).requires_grad_() for size in form.sizes[:2]]
-    inputs += [random(rank, size, channels).requires_grad_() for size in form.sizes if rank]
-    results = []
-    for function in (
-        lambda x, y, *factors: ring_product(form, x, y, factors or None, constants),
-        lambda x, y, *factors: signals.plain_signal_product(x, y, factors or None, form.tables(constants), form.terms),
-    ):
-        z = function(*inputs)
-        first = torch.autograd.grad(z.square().sum(), inputs, create_graph=True)
-        results.append((z, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), inputs)))
-    for mine, plain in zip(*results, strict=True):
-        scale = float(plain.detach().abs().max()) if plain.numel() else 1.0
-        torch.testing.assert_close(mine, plain, rtol=0, atol=1e-13 * scale)
-
-
-def test_analysis_on_rings_undoes_synthesis():
-    product = GauntGrid(natural_layout(3, 1), natural_layout(0, 1), 3)
-    tables = product._rings.form.tables([table.exact for table in product._rings.constants])
-    synthesis, analysis = tables[0][0], tables[2][0]  # [points, 16]
-    torch.testing.assert_close(analysis.T @ synthesis, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-13)
-
-
-def test_shapes_that_rings_do_not_fit_are_named(random):
-    form, constants = rings(random, (1, 1, 1), 1, 2)
-    with pytest.raises(
-        ValueError, match=r"features, factors and tables must agree, expected torch.float64 \[..., 4, 2\] on cpu, got .* \[3, 3, 2\]"
-    ):
-        ring_product(form, random(3, 4, 2), random(3, 3, 2), None, constants)
