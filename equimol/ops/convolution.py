@@ -62,13 +62,10 @@ class CoupledSum(Form):
             return self.plain_derivatives(arguments, constants, wanted)
         shapes, found = self.shapes(arguments, constants), [None] * 4
         (atoms, _, channels), edges = shapes[0], len(senders)
-        for name, index in (("senders", senders), ("receivers", receivers)):  # a kernel does not look
-            least, most = map(int, torch.aminmax(index)) if edges else (0, -1)
-            if least < 0 or most >= atoms:
-                raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
+        require_within(senders=senders, receivers=receivers, atoms=atoms)
         for n, want in enumerate(wanted):
             found[n] = like.new_empty(shapes[n]) if want else None
-        edges_of = cache(_edges_of)  # two derivatives may share it
+        edges_of = cache(edges_by_atom)  # two derivatives may share it
         for n, (name, arrays) in enumerate(_KERNELS.items()):
             if not wanted[n]:
                 continue
@@ -148,7 +145,15 @@ def plain_coupled_sum(
     return scatter_sum(torch.stack(rows, 1), receivers, len(features))
 
 
-def _edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
+def require_within(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int) -> None:
+    """Raises ValueError where an edge has an atom that is not there: a kernel does not look."""
+    for name, index in (("senders", senders), ("receivers", receivers)):
+        least, most = map(int, torch.aminmax(index)) if len(index) else (0, -1)
+        if least < 0 or most >= atoms:
+            raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
+
+
+def edges_by_atom(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
     """Where the edges of each atom begin in their order, and the edges in this order."""
     counts = torch.bincount(index, minlength=atoms)
     return torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)), torch.argsort(index, stable=True)

@@ -1,4 +1,4 @@
-"""Sums over neighbours of signals times a filter per edge, by blocks of edges: nothing of the size edges x points reaches the memory."""
+"""Sums over neighbours of signals times a filter per edge: nothing of the size edges x points x channels reaches the memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equimol.ops.convolution import edges_by_atom, require_within
+from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import Form, form_derivatives
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import BLOCK_NUMBERS, Term
@@ -58,7 +60,41 @@ class FilteredSum(Form):
         super().__init__(self.terms)
 
     def derivatives(self, arguments, constants, wanted):
+        if has_kernel("filters", arguments[2]):
+            return self._by_kernels(arguments, constants, wanted)
         return _in_edge_blocks(self.terms, arguments, constants, wanted)
+
+    def _by_kernels(self, arguments, constants, wanted):
+        samples, harmonics, weights, out = arguments
+        senders, receivers, table = constants
+        (edges, degrees, rank, channels), (signals, points), atoms = weights.shape, table.shape[1:3], len(samples)
+        if edges == 0:
+            return [torch.zeros_like(x) if want else None for x, want in zip((samples, harmonics, weights), wanted, strict=False)] + [
+                samples.new_zeros(self.shapes(arguments, constants)[3]) if wanted[3] else None
+            ]
+        require_within(senders=senders, receivers=receivers, atoms=atoms)
+        description = self.terms, (samples.shape[1], signals, _signals_out(self.terms)), points, degrees, rank
+        flat, found = table.flatten(1), [None] * 4
+        zonal = torch.mm(harmonics, flat)
+        edges_of = cache(edges_by_atom)  # two derivatives may share it
+
+        def launch(name: str, *domain_and_arrays) -> None:
+            run(find_kernel("filters", name, weights, *description), *domain_and_arrays)
+
+        if wanted[0]:
+            found[0] = torch.empty_like(samples)
+            launch("by_samples", atoms, channels, *edges_of(senders, atoms), receivers, out, zonal, weights, found[0])
+        if wanted[1]:
+            of_zonal = torch.empty_like(zonal)
+            launch("by_zonal", edges, channels, senders, receivers, samples, weights, out, of_zonal)
+            found[1] = torch.mm(of_zonal, flat.T)
+        if wanted[2]:
+            found[2] = torch.empty_like(weights)
+            launch("by_weights", edges, channels, senders, receivers, samples, zonal, out, found[2])
+        if wanted[3]:
+            found[3] = samples.new_empty(self.shapes(arguments, constants)[3])
+            launch("by_sums", atoms, channels, *edges_of(receivers, atoms), senders, samples, zonal, weights, found[3])
+        return found
 
     def shapes(self, arguments, constants):
         samples, _, weights, _ = arguments  # both are always there
