@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, Path, Table, layout_slices, lmax_of, natural_layout, wigner_3j
-from equimol.ops import Slots, filtered_sum, gather
+from equimol.ops import CoupledSum, PathRows, Slots, coupled_sum, filtered_sum, gather
+from equimol.ops.kernels import has_operator, is_traced
 from equimol.tensor_products.base import EdgeConvolution, balance, require_natural, sphere_strength
 from equimol.tensor_products.clebsch_gordan import ClebschGordan
 
@@ -40,7 +41,7 @@ class SphereConvolution(EdgeConvolution):
         # points, in the cache: measured on a CPU they cost the same where the first number is about three times the second.
         signals = {"even": 1, "odd": 2, "all": 3}[self.couplings]
         moments_first = (lmaxes[0] + 1) ** 2 * (lmax_edge + 1) ** 2 <= 3 * signals * grid.points
-        self.sum = SumOfMoments(product, lmax_edge) if moments_first else SumOfMessages(product, lmaxes, grid)
+        self.sum = SumOfMoments(product, lmax_edge, self.rank) if moments_first else SumOfMessages(product, lmaxes, grid)
 
     def forward(
         self,
@@ -57,15 +58,23 @@ class SphereConvolution(EdgeConvolution):
 
 
 class SumOfMoments(nn.Module):
-    """Sum first, couple then: moments M_lm,k = sum_j Y_lm(r_ij) w_l(r_ij) x_j,k are one matrix product over the neighbours of an atom.
+    """Sum first, couple then: moments M_lm,k = sum_j Y_lm(r_ij) w_l(r_ij) x_j,k, a convolution that has a kernel.
 
-    The coupling is a constant table on them. Edges never meet the grid; the cost per edge grows as (lmax+1)^4.
+    Without one they are a matrix product over the neighbours of an atom. The coupling is a constant table on them. Edges never meet the
+    grid; the cost per edge grows as (lmax+1)^4.
     """
 
-    def __init__(self, product: ClebschGordan, lmax_edge: int) -> None:
+    def __init__(self, product: ClebschGordan, lmax_edge: int, rank: int) -> None:
         super().__init__()
         self.table = Table(coupling_table(product, product.coefficients()))
-        self.lmax_edge = lmax_edge
+        self.lmax_edge, size = lmax_edge, sum(2 * block.l + 1 for block in product.in1)
+        pairs = (lmax_edge + 1) ** 2 * size
+        paths = []
+        for r in range(rank):
+            for l in range(lmax_edge + 1):
+                entries = tuple((k, m, m * size + k, 1.0) for m in range(2 * l + 1) for k in range(size))
+                paths.append(PathRows(0, l * l, r * pairs + l * l * size, 1, entries))
+        self._form = CoupledSum(paths, size, (lmax_edge + 1) ** 2, rank * pairs)
 
     def forward(
         self,
@@ -77,6 +86,10 @@ class SumOfMoments(nn.Module):
     ) -> Float[Tensor, "atoms components rank*channels"]:
         atoms, size, channels = features.shape
         rank = weights.shape[1]
+        if not is_traced() and has_operator("convolution", features):
+            found = coupled_sum(self._form, features, harmonics, weights.flatten(1, 2), senders, receivers)
+            moments = found.unflatten(1, (rank, -1)).transpose(1, 2).flatten(2)
+            return torch.matmul(self.table(moments), moments)
         slots = Slots(receivers, atoms)
         neighbours = gather(features, slots.index(senders)).unsqueeze(2)  # [slots, size, 1, channels]
         angular = slots.fill(harmonics).unflatten(0, (atoms, slots.width))
