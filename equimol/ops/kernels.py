@@ -63,15 +63,15 @@ def is_traced() -> bool:
     return torch.compiler.is_exporting() or (not torch.compiler.is_dynamo_compiling() and get_proxy_mode() is not None)
 
 
-def has_kernel(operation: str, like: Tensor) -> bool:
+def has_kernel(operation: str, like: Tensor, obstacle: str = "") -> bool:
     """Whether `find_kernel` has one for such tensors. While a program is traced there is none: it is made of PyTorch's operations.
 
-    Raises as `find_kernel` does.
+    ``obstacle`` is what else keeps this call from one, if anything does. Raises as `find_kernel` does.
     """
     if torch.compiler.is_compiling() or is_traced():
         return False
     choice = wanted()
-    reason = why_not(operation, like.device.type, like.dtype)
+    reason = why_not(operation, like.device.type, like.dtype) or obstacle
     if reason and choice == "require":
         raise RuntimeError(f"{VARIABLE}=require, but {operation} has no kernel: {reason}; use {VARIABLE}=auto")
     return choice != "off" and not reason

@@ -19,6 +19,7 @@ from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import Form, form_derivatives
 from equimol.ops.signals import (
     REGISTERS,
+    TOO_LONG,
     Tables,
     derivatives_by_kernel,
     derivatives_by_launches,
@@ -73,7 +74,7 @@ def has_rings(like: Tensor, entries: Entries) -> bool:
     else:
         orders = sum(len(role) * (2 * max(abs(m) for signal in role for _, m, _ in signal) + 1) for role in entries)
         fits = orders * like.element_size() // 4 <= REGISTERS
-    return fits and has_kernel("signals", like)
+    return has_kernel("signals", like, "" if fits else TOO_LONG)
 
 
 def ring_product(
@@ -127,8 +128,12 @@ def _derivative(polynomial: Polynomial, place: int) -> tuple[Polynomial, tuple[i
 def has_ring_polynomials(like: Tensor, entries: Entries) -> bool:
     """Whether there is a kernel of a `ring_polynomial` of such tensors. Under transforms of ``torch.func`` there is none."""
     longest = 2 * sum(len(signal) for role in entries for signal in role)  # with directions
-    transformed = torch._C._are_functorch_transforms_active()
-    return like.device.type == "cpu" and longest <= LONGEST and not transformed and has_kernel("signals", like)
+    obstacle = TOO_LONG if longest > LONGEST else ""
+    if torch._C._are_functorch_transforms_active():
+        obstacle = "powers of functions have none under transforms of torch.func"
+    if like.device.type == "cuda":
+        obstacle = "powers of functions have none there yet"
+    return has_kernel("signals", like, obstacle)
 
 
 def ring_polynomial(

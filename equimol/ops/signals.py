@@ -21,6 +21,7 @@ Components = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tup
 
 REGISTERS = 160  # of 32 bits, that x, y and z of a channel may take in a kernel for CUDA: with more they would not stay in them
 BLOCK_NUMBERS = 2**19  # values that are alive at a time, per thread: about what the cache of a core holds
+TOO_LONG = "it would be too long, at so high degrees"
 PARTS = 64  # of the rows, each with its own sums, when a kernel computes derivatives by factors
 # Entries of all tables at a point, up to which there is a kernel. Products on grids are faster by it at all sizes measured, 1.6 to 3
 # times for degrees 2 to 8; but what is longer than degree 8 (650 entries, 3 s) takes too long to compile.
@@ -122,7 +123,7 @@ def is_compiled(like: Tensor, components: Components) -> bool:
         fits = sum(len(used) for signals in components for used in signals) <= LONGEST
     else:
         fits = sum(len(set().union(*signals)) for signals in components) * like.element_size() // 4 <= REGISTERS
-    return fits and has_kernel("signals", like)
+    return has_kernel("signals", like, "" if fits else TOO_LONG)
 
 
 def _derivatives(

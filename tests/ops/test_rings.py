@@ -5,6 +5,7 @@ import torch
 
 from equimol.o3 import natural_layout
 from equimol.ops import Polynomial, RingProduct, kernels, ring_polynomial, ring_product
+from equimol.ops import rings as ops_rings
 from equimol.ops.rings import at_points, plain_ring_polynomial
 from equimol.ops.signals import plain_signal_product
 from equimol.tensor_products.gaunt_grid import GauntGrid
@@ -142,3 +143,14 @@ def test_nothing_else_is_written(random, name):
     for whole in wholes:
         assert whole[:filler].isnan().all() and whole[-filler:].isnan().all() and whole[filler:-filler].isfinite().all()
     torch.testing.assert_close(z, expected)
+
+
+def test_what_has_no_kernel_is_named_where_one_is_required(random, monkeypatch):
+    monkeypatch.setenv("EQUIMOL_KERNELS", "require")
+    monkeypatch.setattr(ops_rings, "LONGEST", 20)
+    form, constants = rings(random, (1, 1, 1), 1, 2)
+    x = random(2, 4, 2)
+    with pytest.raises(RuntimeError, match="EQUIMOL_KERNELS=require, but signals has no kernel: it would be too long, at so high degrees"):
+        ring_product(form, x, x, None, constants)
+    with pytest.raises(RuntimeError, match="has no kernel: it would be too long"):
+        ring_polynomial(CUBES, form.entries, form.sizes, [x, x], constants)
