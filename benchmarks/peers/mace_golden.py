@@ -23,7 +23,7 @@ from mace.tools import AtomicNumberTable, torch_geometric
 
 BASE = {
     "elements": [1, 6, 8], "cutoff": 4.5, "channels": 4, "lmax_hidden": 1, "lmax_edge": 2, "correlation": 2, "layers": 2,
-    "first_layer": "residual", "other_layers": "residual", "average_neighbors": 7.5, "radial": "bessel", "radial_basis": 5,
+    "first_layer": "residual", "other_layers": "residual", "average_neighbors": 1.5, "radial": "bessel", "radial_basis": 5,
     "radial_widths": [8, 8], "envelope_order": 5, "envelope_on": "basis", "distance_transform": "none", "readouts": "all",
     "readout_width": 3, "repulsion": False, "data_sets": 0,
 }  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase.data import covalent_radii
 
+from equimol.cli import main
 from equimol.convert import ConversionError, read_archive
 from equimol.convert.mace import _modules, _tensors, config_of, model_of, read_mace
 from equimol.data.graph import AtomicGraph
@@ -41,7 +42,8 @@ def u_matrix(lmax: int, order: int, l_out: int) -> torch.Tensor:
         longer = []
         for ((left, parity), tensor), l in itertools.product(found, range(lmax + 1)):
             for joint in range(abs(left - l), left + l + 1):
-                coupling = wigner_3j(joint, left, l) * (2 * joint + 1) ** 0.5
+                turned = sorted((joint, left, l)) == [1, max(left, l), max(left, l)] and max(left, l) > 1  # signs of e3nn 0.4.4
+                coupling = wigner_3j(joint, left, l) * (2 * joint + 1) ** 0.5 * (-1) ** turned
                 new = torch.zeros(2 * joint + 1, *tensor.shape[1:], size, dtype=torch.float64)
                 new[..., l * l : (l + 1) ** 2] = torch.einsum("j...,ijl->i...l", tensor, coupling)
                 longer.append(((joint, parity * (-1) ** l), new))
@@ -145,6 +147,13 @@ def test_one_head_is_read_alone_or_chosen_later(file_of):
         assert_same(model, results, factor=1e4)
     with pytest.raises(ConversionError, match="head must be one of first, second, got third"):
         read_mace(path, head="third")
+
+
+def test_the_command_writes_a_model_file(file_of, tmp_path: Path, capsys):
+    out = tmp_path / "model.equimol"
+    assert main(["convert", "mace", str(file_of("mace_heads")), str(out), "--branch", "first"]) == 0
+    assert "scale_shift_mace" in capsys.readouterr().out
+    assert load(out).elements == (1, 6, 8)
 
 
 @pytest.mark.parametrize("l_out", [0, 1])
