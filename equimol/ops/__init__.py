@@ -3,6 +3,7 @@
 from equimol.ops.convolution import CoupledSum, PathRows, coupled_sum, plain_coupled_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
+from equimol.ops.polynomials import plain_polynomials, polynomials
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import Term, signal_product
 from equimol.ops.slots import Slots
@@ -17,6 +18,8 @@ __all__ = [
     "filtered_sum",
     "gather",
     "plain_coupled_sum",
+    "plain_polynomials",
+    "polynomials",
     "scatter_sum",
     "signal_product",
 ]
