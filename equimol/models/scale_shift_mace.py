@@ -24,6 +24,7 @@ from equimol.nn import DegreeLinear, ElementLinear, ScalarMLP, polynomial_envelo
 from equimol.nn.cubic_table import cubic_table, cubic_weights, look_up
 from equimol.o3 import Layout, natural_layout, spherical_harmonics
 from equimol.ops import gather, scatter_sum
+from equimol.ops.kernels import has_kernel
 from equimol.tensor_products import ClebschGordanConvolution, SymmetricContraction
 
 KNOTS = 513  # of tables over the distance, where splines are as exact as float32
@@ -152,8 +153,16 @@ class ScaleShiftMACE(ConfiguredPotential):
 class OfEdges(NamedTuple):
     """What the sums of one layer need to know of lengths."""
 
-    weights: Float[Tensor, "edges paths channels"]
+    weights: Float[Tensor, "edges paths channels"] | InTable
     densities: Float[Tensor, "edges 1"] | None
+
+
+class InTable(NamedTuple):
+    """Where weights are found: four rows of a table from the first one on, and what of each."""
+
+    table: Float[Tensor, "rows columns"]
+    first_rows: Int[Tensor, " edges"]
+    blend: Float[Tensor, "edges 4"]
 
 
 class EdgeFunctions(nn.Module):
@@ -193,6 +202,9 @@ class EdgeFunctions(nn.Module):
         if self._tables is not None and distances.dtype != torch.float64:
             inside = distances < self.config.cutoff
             at = cubic_weights(distances, self.config.cutoff / (KNOTS - 1), KNOTS, distances.dtype).inside(inside)
+            if has_kernel("convolution", distances) and distances.device.type == "cpu":
+                first = at.rows[:, 0].contiguous()
+                return [OfEdges(InTable(t, first, at.weights), *([look_up(x, at) for x in more] or [None])) for t, *more in self._tables]
             found = [[look_up(table, at) for table in tables] for tables in self._tables]
         else:
             found = self.compute(distances, senders, receivers)
@@ -289,13 +301,15 @@ class Layer(nn.Module):
         features: Float[Tensor, "atoms dim_in"],
         species: Int[Tensor, " atoms"],
         harmonics: Float[Tensor, "edges harmonics"],
-        weights: Float[Tensor, "edges paths channels"],
+        weights: Float[Tensor, "edges paths channels"] | InTable,
         densities: Float[Tensor, "edges 1"] | None,
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
+        given = weights if isinstance(weights, InTable) else (weights,)
+        convolution = self.convolution.by_table if isinstance(weights, InTable) else self.convolution
         # A_i = sum_j R(r_ij) Y(r_ij) (x) h_j, Batatia 2022, eq. 8-9
-        sums = self.linear_sums(self.convolution(self.linear_up(features), harmonics, senders, receivers, weights))
+        sums = self.linear_sums(convolution(self.linear_up(features), harmonics, senders, receivers, *given))
         sums = sums / (1 + scatter_sum(densities, receivers, len(features)) if self.density else self.average_neighbors)
         if self.mixing is not None:
             sums = self.mixing(sums, species)

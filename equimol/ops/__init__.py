@@ -1,6 +1,6 @@
 """Numerical primitives: each has a plain torch definition, differentiable to any order."""
 
-from equimol.ops.convolution import CoupledSum, PathRows, coupled_sum, plain_coupled_sum
+from equimol.ops.convolution import CoupledSum, PathRows, TabulatedSum, coupled_sum, plain_coupled_sum, tabulated_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
 from equimol.ops.polynomials import plain_polynomials, polynomials
@@ -12,6 +12,7 @@ __all__ = [
     "CoupledSum",
     "PathRows",
     "Slots",
+    "TabulatedSum",
     "Term",
     "coupled_sum",
     "dense",
@@ -22,4 +23,5 @@ __all__ = [
     "polynomials",
     "scatter_sum",
     "signal_product",
+    "tabulated_sum",
 ]
