@@ -4,8 +4,9 @@
 
 The peer writes its model, we read it by `equimol.convert.mace`; energies and forces are compared before anything is timed. Both run in
 processes of their own, one for each mode, and take turns; float32, one thread. Neighbours are found before the clock starts. A training
-step is energy and forces with their graph, a squared loss of both, and its gradient; no optimiser. Molecules are a batch of nine (243
-atoms of 3BPA), water is one box. Peak memory is that of the process. The peer's environment: pip install mace-torch==0.3.16.
+step is energy and forces with their graph, a squared loss of both, and its gradient; no optimiser. Molecules are a batch of nine
+(243 atoms of 3BPA), water is one box. Peak memory is that of the process; memory for steps is what it needs beyond
+what it took to read the model. The peer's environment: pip install mace-torch==0.3.16.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def worker(path: str) -> None:
 
     torch.set_num_threads(1)
     model = read_mace(path)
+    before = _peak()
     print("ready", flush=True)
     for line in sys.stdin:
         frames, count, mode, calls = line.strip().split(";")
@@ -56,7 +58,12 @@ def worker(path: str) -> None:
                 (result["energy"].square().sum() + result["forces"].square().sum()).backward()
                 model.zero_grad()
             seconds.append(time.perf_counter() - begin)
-        print(*seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+        print(*seconds, before, _peak(), flush=True)
+
+
+def _peak() -> int:
+    """Memory in bytes that this process has had at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Process:
@@ -102,13 +109,11 @@ def main() -> None:
     from equimol.bench import append_rows
 
     systems = {"molecules": (args.molecules, MOLECULES), "water": (args.water, 1)}
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
             for name, (frames, count) in systems.items():
                 for mode in args.modes if frames else ():
-                    rows += compare(args, Path(folder) / f"{size}.model", size, name, (frames, count), mode)
-    append_rows(RESULTS, rows)
+                    append_rows(RESULTS, compare(args, Path(folder) / f"{size}.model", size, name, (frames, count), mode))
 
 
 def compare(args: argparse.Namespace, path: Path, size: str, name: str, frames: tuple[Path, int], mode: str) -> list[dict]:
@@ -129,7 +134,8 @@ def compare(args: argparse.Namespace, path: Path, size: str, name: str, frames: 
     memory = {}
     for round_ in range(args.rounds):
         for code, process in codes.items():
-            *times, memory[code] = process.ask(*frames, mode, args.calls)
+            *times, before, peak = process.ask(*frames, mode, args.calls)
+            memory[code] = peak, peak - before
             seconds[code] += times if round_ else []
     for process in codes.values():
         process.process.kill()
@@ -137,8 +143,10 @@ def compare(args: argparse.Namespace, path: Path, size: str, name: str, frames: 
     for code, times in seconds.items():
         low, median, high = statistics.quantiles(times, n=4)
         row = {"code": code, "size": size, "structure": name, "mode": mode, "ms": round(1e3 * median, 2)}
-        row |= {"quartiles_ms": f"{1e3 * low:.2f}-{1e3 * high:.2f}", "peak_memory_gb": round(memory[code] / 1e9, 3)}
-        row |= {"times_faster_than_peer": round(peer / median, 2), "part_of_its_memory": round(memory[code] / memory["mace-torch"], 3)}
+        row |= {"quartiles_ms": f"{1e3 * low:.2f}-{1e3 * high:.2f}", "times_faster_than_peer": round(peer / median, 2)}
+        for name_of, place in (("peak_memory", 0), ("memory_for_steps", 1)):
+            row[f"{name_of}_gb"] = round(memory[code][place] / 1e9, 3)
+            row[f"{name_of}_part_of_peer"] = round(memory[code][place] / max(1, memory["mace-torch"][place]), 3)
         print(row, flush=True)
         rows.append(row | describe_surroundings(torch.float32) | {"threads": 1})
     return rows

@@ -3,7 +3,7 @@
     python mace_steps.py IRREPS FILE.model
 
 Writes a model with random weights to the file, prints "ready", and answers lines "FRAMES.xyz;COUNT;MODE;CALLS": energies and forces for the
-mode "values", else seconds of each call and, last, the peak memory in bytes.
+mode "values", else seconds of each call, and the peak memory in bytes before the first and until now.
 """
 
 import resource
@@ -51,6 +51,7 @@ def main(irreps: str, path: str) -> None:
     torch.manual_seed(0)
     model = build(irreps)
     torch.save(model, path)
+    before = peak()
     print("ready", flush=True)
     for line in sys.stdin:
         frames, count, mode, calls = line.strip().split(";")
@@ -72,7 +73,12 @@ def main(irreps: str, path: str) -> None:
                 (result["energy"].square().sum() + result["forces"].square().sum()).backward()
                 model.zero_grad()
             seconds.append(time.perf_counter() - begin)
-        print(*seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+        print(*seconds, before, peak(), flush=True)
+
+
+def peak() -> int:
+    """Memory in bytes that this process has had at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":
