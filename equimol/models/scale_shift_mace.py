@@ -28,6 +28,7 @@ from equimol.ops.kernels import has_kernel
 from equimol.tensor_products import ClebschGordanConvolution, SymmetricContraction
 
 KNOTS = 513  # of tables over the distance, where splines are as exact as float32
+PAIRS = 21  # of species, that of six elements: for more, tables of transformed distances would outgrow what they save
 LAYERS = ("plain", "residual", "density", "density_residual")
 AGNESI = (0.9183, 4.5791, 1.0805)  # q, p, a of the transform
 SOFT = 4.0  # steepness of the transform
@@ -178,38 +179,61 @@ class EdgeFunctions(nn.Module):
         sizes = (config.radial_basis, *config.radial_widths)
         self.weights = nn.ModuleList(ScalarMLP(*sizes, paths * config.channels) for paths, _ in layers)
         self.densities = nn.ModuleList(ScalarMLP(config.radial_basis, 1) if density else None for _, density in layers)
-        self._tables: list[list[Tensor]] | None = None  # of each layer, once frozen
+        self._exact: tuple[EdgeFunctions, ...] = ()  # once frozen, these functions in float64, of which tables are made
+        self._tables: dict[tuple[int, int], list[list[Tensor]]] = {}  # by pair of species, those of each layer
+        self._joined: tuple[list[tuple[int, int]], list[list[Tensor]]] = ([], [])  # of the pairs of the last structure, one below the other
 
-    @torch.no_grad()
     def freeze(self) -> None:
-        """Tabulate all over the distance, where elements do not matter. In float64, for which tables are not exact, networks are used."""
-        if self.config.distance_transform != "none":
-            return
-        exact, like = copy.deepcopy(self).double(), self.weights[0].weights[0]
-        distances = torch.linspace(0, self.config.cutoff, KNOTS, dtype=torch.float64, device=like.device)
-        nobody = torch.zeros(KNOTS, dtype=torch.long, device=like.device)
-        self._tables = [[cubic_table(x).to(like) for x in of_layer] for of_layer in exact.compute(distances, nobody, nobody)]
+        """Look values up in tables over the distance, made at first use. In float64, for which they are not exact, networks are used."""
+        self._exact = (copy.deepcopy(self).double().cpu(),)
 
     def _apply(self, fn, recurse=True):
-        if self._tables is not None:
-            self._tables = [[fn(table) for table in tables] for tables in self._tables]
+        self._tables, self._joined = {}, ([], [])
         return super()._apply(fn, recurse)
 
     def forward(
         self, distances: Float[Tensor, " edges"], senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"]
     ) -> list[OfEdges]:
         """For each layer; of edges between atoms of two species."""
-        if self._tables is not None and distances.dtype != torch.float64:
-            inside = distances < self.config.cutoff
-            at = cubic_weights(distances, self.config.cutoff / (KNOTS - 1), KNOTS, distances.dtype).inside(inside)
-            if has_kernel("convolution", distances) and distances.device.type == "cpu":
-                first = at.rows[:, 0].contiguous()
-                return [OfEdges(InTable(t, first, at.weights), *([look_up(x, at) for x in more] or [None])) for t, *more in self._tables]
-            found = [[look_up(table, at) for table in tables] for tables in self._tables]
-        else:
-            found = self.compute(distances, senders, receivers)
-        channels = self.config.channels
-        return [OfEdges(weights.unflatten(1, (-1, channels)), *(density or [None])) for weights, *density in found]
+        if self._exact and distances.dtype != torch.float64:
+            pairs, number = self.pairs(senders, receivers)
+            if len(pairs) <= PAIRS:
+                return self.look_up(distances, pairs, number)
+        return [OfEdges(self._by_path(weights), *(density or [None])) for weights, *density in self.compute(distances, senders, receivers)]
+
+    def pairs(self, senders: Tensor, receivers: Tensor) -> tuple[list[tuple[int, int]], Int[Tensor, " edges"]]:
+        """Which pairs of species there are that functions tell apart, and the number of each edge's among them."""
+        if self.config.distance_transform == "none":
+            return [(0, 0)], torch.zeros_like(senders)
+        count = len(self.config.elements)
+        codes, number = torch.unique(torch.minimum(senders, receivers) * count + torch.maximum(senders, receivers), return_inverse=True)
+        return [divmod(code, count) for code in codes.tolist() or [0]], number  # without edges any will do
+
+    def look_up(self, distances: Tensor, pairs: list[tuple[int, int]], number: Int[Tensor, " edges"]) -> list[OfEdges]:
+        """What `compute` gives, from tables."""
+        inside = distances < self.config.cutoff
+        at = cubic_weights(distances, self.config.cutoff / (KNOTS - 1), KNOTS, distances.dtype).inside(inside)
+        at = at._replace(rows=at.rows + number[:, None] * (KNOTS + 2))  # a table has a row more at either end
+        first, tables = at.rows[:, 0].contiguous(), self.tables(pairs, distances)
+        if has_kernel("convolution", distances) and distances.device.type == "cpu":
+            return [OfEdges(InTable(table, first, at.weights), *([look_up(x, at) for x in more] or [None])) for table, *more in tables]
+        return [OfEdges(self._by_path(look_up(table, at)), *([look_up(x, at) for x in more] or [None])) for table, *more in tables]
+
+    @torch.no_grad()
+    def tables(self, pairs: list[tuple[int, int]], like: Tensor) -> list[list[Float[Tensor, "rows columns"]]]:
+        """Of each layer, those of the pairs one below the other."""
+        distances = torch.linspace(0, self.config.cutoff, KNOTS, dtype=torch.float64)
+        for pair in pairs:
+            if pair not in self._tables:
+                species = (torch.full((KNOTS,), one) for one in pair)
+                self._tables[pair] = [[cubic_table(x).to(like) for x in layer] for layer in self._exact[0].compute(distances, *species)]
+        if self._joined[0] != pairs:
+            layers = zip(*(self._tables[pair] for pair in pairs), strict=True)
+            self._joined = pairs, [[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in layers]
+        return self._joined[1]
+
+    def _by_path(self, weights: Float[Tensor, "edges columns"]) -> Float[Tensor, "edges paths channels"]:
+        return weights.unflatten(1, (-1, self.config.channels))
 
     def compute(self, distances: Tensor, senders: Tensor, receivers: Tensor) -> list[list[Float[Tensor, "edges _"]]]:
         """Weights of paths and, of a layer that has them, densities; zero from the cutoff on."""

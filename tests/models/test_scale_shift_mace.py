@@ -29,14 +29,19 @@ def test_it_is_a_potential(settings):
     assert_is_potential(model_of(**settings))
 
 
-@pytest.mark.parametrize("settings", [{}, {"first_layer": "density", "other_layers": "density_residual", "lmax_hidden": 2}])
-def test_frozen_it_is_as_exact_as_float32(settings):
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"first_layer": "density", "other_layers": "density_residual", "lmax_hidden": 2, "distance_transform": "agnesi"}]
+)
+def test_frozen_it_is_as_exact_as_float32(settings, kernels, monkeypatch):
+    monkeypatch.setenv("EQUIMOL_KERNELS", kernels)
     torch.manual_seed(0)
     model = build_model("scale_shift_mace", elements=[1, 6, 8], channels=16, average_neighbors=4.0, **settings)
     frozen, exact = copy.deepcopy(model).freeze(), copy.deepcopy(model).double()
     for structure in example_structures(exact.elements):
         graph = AtomicGraph.build(**structure, cutoff=exact.cutoff)
         ours, theirs = frozen(graph), exact(graph)
+        assert frozen(graph)["energy"].equal(ours["energy"])
         for name in ("energies", "forces"):
             assert (ours[name] - theirs[name]).abs().max() < 2e-5 * (1 + theirs[name].detach().abs().max()), name
 
