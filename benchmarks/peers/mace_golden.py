@@ -174,7 +174,8 @@ def main(folder: Path) -> None:
     write(folder / "mace_trained.model.xz", model)
     files["mace_trained"] = evaluate(model)
     torch.manual_seed(1)
-    model = build(BASE | {"data_sets": 2, "first_layer": "plain", "channels": 2, "radial_widths": [4]}, keep_last_layer_irreps=True).float()
+    change = {"data_sets": 2, "first_layer": "plain", "channels": 2, "radial_widths": [4], "average_neighbors": np.float64(1.5)}
+    model = build(BASE | change, keep_last_layer_irreps=True).float()
     write(folder / "mace_heads.model.xz", model)
     files["mace_heads"] = evaluate(model.double())
 

@@ -15,7 +15,7 @@ from equimol.cli import main
 from equimol.convert import ConversionError, read_archive
 from equimol.convert.mace import _modules, _tensors, config_of, model_of, read_mace
 from equimol.data.graph import AtomicGraph
-from equimol.models import for_data_set, load, save
+from equimol.models import core, for_data_set, load, save
 from equimol.models.scale_shift_mace import AGNESI, NUCLEI, SCREENING, SOFT, ScaleShiftMACEConfig
 from equimol.o3 import wigner_3j
 
@@ -132,8 +132,9 @@ def test_a_trained_model_is_read_from_its_file(file_of, tmp_path: Path):
 
 
 def test_a_file_in_single_precision_with_heads_and_features_that_nobody_reads(file_of):
-    """Its U matrices are rounded, and with them mace-torch's energies in float64, by 1e-7 or so."""
+    """Its U matrices are rounded, and with them mace-torch's energies in float64, by 1e-7 or so. One of its numbers is one of numpy."""
     model = read_mace(file_of("mace_heads"))
+    assert core(model).config.average_neighbors == 1.5
     assert model.dtype == torch.float32 and model.data_sets == ("first", "second") and model.inputs == ("data_set",)
     assert_same(model.double(), GOLDEN["files"]["mace_heads"], factor=1e4)
 
