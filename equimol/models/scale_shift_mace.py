@@ -29,6 +29,7 @@ from equimol.tensor_products import ClebschGordanConvolution, SymmetricContracti
 
 KNOTS = 513  # of tables over the distance, where splines are as exact as float32
 PAIRS = 21  # of species, that of six elements: for more, tables of transformed distances would outgrow what they save
+KEPT = 4  # times as many are kept of structures before
 LAYERS = ("plain", "residual", "density", "density_residual")
 AGNESI = (0.9183, 4.5791, 1.0805)  # q, p, a of the transform
 SOFT = 4.0  # steepness of the transform
@@ -227,6 +228,8 @@ class EdgeFunctions(nn.Module):
             if pair not in self._tables:
                 species = (torch.full((KNOTS,), one) for one in pair)
                 self._tables[pair] = [[cubic_table(x).to(like) for x in layer] for layer in self._exact[0].compute(distances, *species)]
+        if len(self._tables) > KEPT * PAIRS:
+            self._tables = {pair: self._tables[pair] for pair in pairs}
         if self._joined[0] != pairs:
             layers = zip(*(self._tables[pair] for pair in pairs), strict=True)
             self._joined = pairs, [[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in layers]

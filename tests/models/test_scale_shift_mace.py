@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from equimol.data.graph import AtomicGraph
-from equimol.models import build_model, core, for_data_set
+from equimol.models import build_model, core, for_data_set, scale_shift_mace
 from equimol.models.scale_shift_mace import PRESETS, ScaleShiftMACE, ScaleShiftMACEConfig
 from equimol.testing import assert_is_potential, example_structures
 
@@ -44,6 +44,22 @@ def test_frozen_it_is_as_exact_as_float32(settings, kernels, monkeypatch):
         assert frozen(graph)["energy"].equal(ours["energy"])
         for name in ("energies", "forces"):
             assert (ours[name] - theirs[name]).abs().max() < 2e-5 * (1 + theirs[name].detach().abs().max()), name
+
+
+def test_tables_of_pairs_stay_few(monkeypatch):
+    model = model_of(distance_transform="agnesi", channels=2).float()
+    frozen, few = copy.deepcopy(model).freeze(), copy.deepcopy(model).freeze()
+    graphs = [
+        AtomicGraph.build([[0.0, 0, 0], [1.0, 0, 0]], numbers, None, False, model.cutoff) for numbers in ([1, 6], [8, 8], [6, 8], [1, 6])
+    ]
+    wanted = [frozen(graph)["forces"] for graph in graphs]
+    assert frozen.edges._tables.keys() == {(0, 1), (2, 2), (1, 2)}
+    monkeypatch.setattr(scale_shift_mace, "KEPT", 0)
+    for graph, forces in zip(graphs, wanted, strict=True):
+        assert few(graph)["forces"].equal(forces) and len(few.edges._tables) == 1
+    monkeypatch.setattr(scale_shift_mace, "PAIRS", 0)  # networks
+    few.edges._tables.clear()
+    assert torch.allclose(few(graphs[0])["forces"], wanted[0], atol=1e-5) and not few.edges._tables
 
 
 def test_in_float64_it_is_exact_though_frozen():

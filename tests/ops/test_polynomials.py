@@ -40,6 +40,16 @@ def test_derivatives(random):
     assert gradcheck(function, x) and gradgradcheck(function, x)
 
 
+def test_gaps_between_numbers_and_what_is_no_number(random):
+    x, coefficients, species = inputs(random)
+    value = polynomials(TERMS, x, coefficients, species)
+    wide = torch.stack([x.detach(), x.detach()], -1)[..., 0]
+    assert not wide.is_contiguous() and polynomials(TERMS, wide, coefficients, species).equal(value)
+    wide[2, 1, 3] = torch.nan
+    broken = polynomials(TERMS, wide, coefficients, species)
+    assert broken[2, 0, 3].isnan() and int(broken.isnan().sum()) == 3  # in its atom, its channel, all polynomials that it is in
+
+
 @pytest.mark.parametrize("bad", [-1, 4])
 def test_what_is_not_there_is_refused(random, bad):
     x, coefficients, species = inputs(random)
