@@ -1,10 +1,11 @@
-"""Files of torch.save, read without running anything that they contain: no class is imported, no function called but those of tensors."""
+"""Files of torch.save, read without running what they contain: no class is imported, no function called but for tensors and numbers."""
 
 from __future__ import annotations
 
 import collections
 import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +103,19 @@ def read_program(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     return tensors, attributes
 
 
+_NUMBERS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}  # of numpy, by the name of their type
+
+
+def _number(kind: Record, content: bytes) -> Any:
+    """A number of numpy as Python's; one of another type stays what the file says of it."""
+    name = str(kind.arguments[0]) if kind.arguments else ""
+    return struct.unpack(_NUMBERS[name], content)[0] if name in _NUMBERS else Record(kind, content)
+
+
 _SAFE = {
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how bytes are written
+    ("numpy.core.multiarray", "scalar"): _number,
+    ("numpy._core.multiarray", "scalar"): _number,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): lambda *_: {},
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,

@@ -1,8 +1,9 @@
 """Numerical primitives: each has a plain torch definition, differentiable to any order."""
 
-from equimol.ops.convolution import CoupledSum, PathRows, coupled_sum, plain_coupled_sum
+from equimol.ops.convolution import CoupledSum, PathRows, TabulatedSum, coupled_sum, plain_coupled_sum, tabulated_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
+from equimol.ops.polynomials import plain_polynomials, polynomials
 from equimol.ops.rings import Polynomial, RingProduct, ring_polynomial, ring_product
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import Term, signal_product
@@ -14,14 +15,18 @@ __all__ = [
     "Polynomial",
     "RingProduct",
     "Slots",
+    "TabulatedSum",
     "Term",
     "coupled_sum",
     "dense",
     "filtered_sum",
     "gather",
     "plain_coupled_sum",
+    "plain_polynomials",
+    "polynomials",
     "ring_polynomial",
     "ring_product",
     "scatter_sum",
     "signal_product",
+    "tabulated_sum",
 ]

@@ -62,7 +62,7 @@ class CoupledSum(Form):
             return self.plain_derivatives(arguments, constants, wanted)
         shapes, found = self.shapes(arguments, constants), [None] * 4
         (atoms, _, channels), edges = shapes[0], len(senders)
-        require_within(senders=senders, receivers=receivers, atoms=atoms)
+        require_within(atoms, senders=senders, receivers=receivers)
         for n, want in enumerate(wanted):
             found[n] = like.new_empty(shapes[n]) if want else None
         edges_of = cache(edges_by_atom)  # two derivatives may share it
@@ -97,6 +97,103 @@ class CoupledSum(Form):
         if key not in self._kernels:
             self._kernels[key] = find_kernel("convolution", name, like, *self.settings)
         return self._kernels[key]
+
+
+class TabulatedSum(Form):
+    """`CoupledSum` whose weights are w_e = sum_k b_ek T_r(e)+k, k = 0..3: linear in x, y, b and g, the table T being constant."""
+
+    count = 4
+
+    def __init__(self, paths: Sequence[Sequence], rows: int, harmonics: int, sums: int) -> None:
+        self.given = CoupledSum(paths, rows, harmonics, sums)  # the same of weights that are there
+        super().__init__(*self.given.settings)
+
+    def shapes(self, arguments, constants):
+        (x, _, _, g), (senders, _, _, _) = arguments, constants
+        rows = x if x is not None else g
+        atoms, channels, edges = len(rows), rows.shape[2], len(senders)
+        return (atoms, self.given.rows, channels), (edges, self.given.harmonics), (edges, 4), (atoms, self.given.sums, channels)
+
+    def derivatives(self, arguments, constants, wanted):
+        senders, receivers, first_rows, table = constants
+        x, y, b, g = arguments
+        like = next(a for a in arguments if a is not None)
+        if not has_kernel("convolution", like) or like.device.type != "cpu":
+            return self.plain_derivatives(arguments, constants, wanted)
+        shapes = self.shapes(arguments, constants)
+        (atoms, _, channels), edges = shapes[0], len(senders)
+        require_within(atoms, senders=senders, receivers=receivers)
+        require_within(len(table) - 3, first_rows=first_rows)
+        found = [like.new_empty(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
+
+        def kernel(name: str) -> Callable[..., int]:
+            return find_kernel("convolution", f"tabulated_{name}", like, *self.settings)
+
+        if wanted[0]:
+            run(kernel("by_features"), atoms, channels, *edges_by_atom(senders, atoms), receivers, first_rows, table, g, y, b, found[0])
+        if wanted[1] or wanted[2]:
+            of_y, of_b = (like.new_empty(shape) if part is None else part for shape, part in zip(shapes[1:3], found[1:3], strict=True))
+            y, b = (like.new_zeros(shape) if part is None else part for shape, part in zip(shapes[1:3], (y, b), strict=True))
+            run(kernel("by_edges"), edges, channels, senders, receivers, first_rows, table, x, y, b, g, of_y, of_b)
+        if wanted[3]:
+            run(kernel("by_sums"), atoms, channels, *edges_by_atom(receivers, atoms), senders, first_rows, table, x, y, b, found[3])
+        return found
+
+    def plain_derivatives(self, arguments, constants, wanted):
+        """The same by PyTorch's operations: the reference."""
+        senders, receivers, first_rows, table = constants
+        x, y, b, g = arguments
+        look_up = _blended(b, first_rows, table) if b is not None else None
+        asked = (wanted[0], wanted[1], wanted[2], wanted[3])
+        found = self.given.plain_derivatives((x, y, look_up, g), (senders, receivers), asked)
+        if found[2] is not None:
+            rows = table[first_rows[:, None] + torch.arange(4, device=table.device)]  # [edges, 4, paths, channels]
+            found[2] = (rows * found[2].unsqueeze(1)).sum((2, 3))
+        return found
+
+
+def tabulated_sum(
+    form: TabulatedSum,
+    features: Float[Tensor, "atoms rows channels"],
+    harmonics: Float[Tensor, "edges size"],
+    table: Float[Tensor, "knots paths channels"],
+    first_rows: Int[Tensor, " edges"],
+    blend: Float[Tensor, "edges 4"],
+    senders: Int[Tensor, " edges"],
+    receivers: Int[Tensor, " edges"],
+) -> Float[Tensor, "atoms sums channels"]:
+    """`coupled_sum` whose weights are blended of four rows of a table, from ``first_rows`` on, where they are needed: none is kept.
+
+    Derivatives of any order, but none in the table.
+    """
+    edges = len(senders)
+    shapes = ("harmonics", harmonics, (edges, form.given.harmonics)), ("blend", blend, (edges, 4))
+    shapes = *shapes, ("table", table, (len(table), len(form.given.paths), features.shape[2]))
+    for name, tensor, shape in shapes:
+        if tensor.shape != shape or tensor.dtype != features.dtype or tensor.device != features.device:
+            raise ValueError(
+                f"{name} must be {features.dtype} {list(shape)} on {features.device} beside features {list(features.shape)} and {edges}"
+                f" senders, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+    for name, index in (("senders", senders), ("receivers", receivers), ("first_rows", first_rows)):
+        if index.dtype != torch.int64 or len(index) != edges:
+            raise ValueError(f"{name} must be int64, one for each of {edges} edges, got {index.dtype} [{len(index)}]")
+    if table.requires_grad:
+        raise ValueError("table must be a constant, got one that needs a gradient; use coupled_sum with weights looked up in it")
+    constants = senders.contiguous(), receivers.contiguous(), first_rows.contiguous(), table.contiguous()
+    return form_derivatives(form, (features, harmonics, blend, None), constants, (False, False, False, True))[3]
+
+
+def _blended(b: Float[Tensor, "edges 4"], first_rows: Int[Tensor, " edges"], table: Tensor) -> Float[Tensor, "edges paths channels"]:
+    return sum(b[:, k, None, None] * table[first_rows + k] for k in range(4))
+
+
+def require_within(size: int, **indices: Int[Tensor, " edges"]) -> None:
+    """A kernel does not look. Raises ValueError for an index that names nothing."""
+    for name, index in indices.items():
+        least, most = map(int, torch.aminmax(index)) if len(index) else (0, -1)
+        if least < 0 or most >= size:
+            raise ValueError(f"{name} must be in 0..{size - 1}, got {least}..{most}")
 
 
 def coupled_sum(
@@ -143,14 +240,6 @@ def plain_coupled_sum(
         for m3, row in enumerate(coupled.unbind(1)):
             rows[path.sums + m3 * path.step] = row
     return scatter_sum(torch.stack(rows, 1), receivers, len(features))
-
-
-def require_within(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int) -> None:
-    """Raises ValueError where an edge has an atom that is not there: a kernel does not look."""
-    for name, index in (("senders", senders), ("receivers", receivers)):
-        least, most = map(int, torch.aminmax(index)) if len(index) else (0, -1)
-        if least < 0 or most >= atoms:
-            raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
 
 
 def edges_by_atom(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:

@@ -72,7 +72,7 @@ class FilteredSum(Form):
             return [torch.zeros_like(x) if want else None for x, want in zip((samples, harmonics, weights), wanted, strict=False)] + [
                 samples.new_zeros(self.shapes(arguments, constants)[3]) if wanted[3] else None
             ]
-        require_within(senders=senders, receivers=receivers, atoms=atoms)
+        require_within(atoms, senders=senders, receivers=receivers)
         description = self.terms, (samples.shape[1], signals, _signals_out(self.terms)), points, degrees, rank
         flat, found = table.flatten(1), [None] * 4
         zonal = torch.mm(harmonics, flat)

@@ -23,7 +23,14 @@ VARIABLE, CHOICES = "EQUIMOL_KERNELS", ("auto", "off", "all", "require")
 UNTRIED = ("cuda",)  # devices on which no kernel has run yet
 BOTH = (torch.float32, torch.float64)
 #: what has a kernel there: a source in kernels/cpu, or oneDNN
-CPU = {"tiles": BOTH, "convolution": BOTH, "filters": BOTH, "signals": BOTH, "linear": (torch.float32,)}
+CPU = {
+    "tiles": BOTH,
+    "convolution": BOTH,
+    "filters": BOTH,
+    "signals": BOTH,
+    "polynomials": BOTH,
+    "linear": (torch.float32,),
+}
 CUDA = {"convolution": BOTH, "signals": BOTH}  # sources in kernels/cuda
 KERNELS = {"cpu": CPU, "cuda": CUDA}
 

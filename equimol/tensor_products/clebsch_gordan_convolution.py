@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, coupling_paths, natural_layout, split_blocks, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import CoupledSum, PathRows, Slots, coupled_sum, gather, plain_coupled_sum
+from equimol.ops import CoupledSum, PathRows, Slots, TabulatedSum, coupled_sum, gather, plain_coupled_sum, tabulated_sum
 from equimol.ops.kernels import has_operator, is_traced
 from equimol.tensor_products.base import EdgeConvolution
 
@@ -39,7 +39,7 @@ class ClebschGordanConvolution(EdgeConvolution):
         kinds = sorted({(p.l3, -p.p3) for p in self.paths})  # even parity first
         self._columns = {kind: [n for n, p in enumerate(self.paths) if (p.l3, -p.p3) == kind] for kind in kinds}
         self.out = tuple(Block(l, -minus, self.channels * len(columns)) for (l, minus), columns in self._columns.items())
-        self._form = CoupledSum(*self._list_rows())
+        self._form, self._tabulated = (kind(*self._list_rows()) for kind in (CoupledSum, TabulatedSum))
         self._tables = nn.ModuleList()
         self._groups = []  # paths that share l2 and the block of x: one matrix product over neighbours each
         for (l2, i1), group in groupby(self.paths, key=lambda p: (p.l2, p.i1)):
@@ -72,6 +72,20 @@ class ClebschGordanConvolution(EdgeConvolution):
             together = torch.matmul(table(moments), moments.view(atoms, (2 * l2 + 1) * columns, channels))
             coupled += together.split([2 * p.l3 + 1 for p in members], 1)
         return torch.cat([torch.cat([coupled[n] for n in columns], -1).flatten(1) for columns in self._columns.values()], -1)
+
+    def by_table(
+        self,
+        features: Float[Tensor, "atoms dim"],
+        harmonics: Float[Tensor, "edges harmonics"],
+        senders: Int[Tensor, " edges"],
+        receivers: Int[Tensor, " edges"],
+        table: Float[Tensor, "knots columns"],
+        first_rows: Int[Tensor, " edges"],
+        blend: Float[Tensor, "edges 4"],
+    ) -> Float[Tensor, "atoms dim_out"]:
+        """The same with weights that are made of four rows of a constant table where they are needed. There must be a kernel."""
+        rows, table = features.unflatten(-1, (-1, self.channels)), table.unflatten(1, (self.num_weights, self.channels))
+        return tabulated_sum(self._tabulated, rows, harmonics, table, first_rows, blend, senders, receivers).flatten(1)
 
     def _list_rows(self) -> tuple[tuple[PathRows, ...], int, int, int]:
         """Where the rows of channels of each path are, and how many rows of features, harmonics and sums there are."""

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from equimol.o3 import Layout, lmax_of, wigner_3j
+from equimol.o3 import Layout, layout_dim, lmax_of, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import dense, gather
+from equimol.ops import dense, gather, polynomials
+from equimol.ops.kernels import has_kernel
 from equimol.tensor_products.base import ManyBodyProduct, require_natural
 
 
@@ -41,7 +42,7 @@ class SymmetricContraction(ManyBodyProduct):
         for parity in (0, 1):
             rows = sum((2 * l + 1) * len(self._monomials.components[(parity + l) % 2]) for l in self.out_degrees)
             self._shapes.append((rows, self._monomials.counts[parity]))
-        self._basis, self._num_paths, places = nn.ModuleList(), [], []
+        self._basis, self._num_paths, places, terms = nn.ModuleList(), [], [], []
         for number, l in enumerate(self.out_degrees):
             bases = [(nu, symmetric_basis(lmax, nu, l)) for nu in range(1, correlation + 1)]
             placed = [self._places_of(basis, nu, number) for nu, basis in bases if len(basis)]
@@ -49,9 +50,12 @@ class SymmetricContraction(ManyBodyProduct):
             # each order gives unit variance by itself: divided by all paths together, the few low orders, which matter most, would fade
             self._basis.append(Table(torch.block_diag(*[values / math.sqrt(values.shape[1]) for _, values in placed]).T))
             places += [place for place, _ in placed]
+            first = sum(2 * smaller + 1 for smaller in self.out_degrees[:number])
+            terms += [term for nu, basis in bases if len(basis) for term in _terms(basis, lmax, nu, first)]
+        self._terms = tuple(terms)
         self.num_weights = sum(self._num_paths)
         self.register_buffer("_places", torch.cat(places), persistent=False)
-        self._frozen: dict[int, Tensor] | None = None  # D by element, once weights no longer change
+        self._frozen: dict[tuple[int, bool], Tensor] | None = None  # D by element, with zeros or without, once weights no longer change
 
     def freeze(self) -> None:
         """Keep D of each element from its first use on: the weights given must not change any more. Moving the module forgets it."""
@@ -65,32 +69,45 @@ class SymmetricContraction(ManyBodyProduct):
         self, x: Float[Tensor, "atoms dim"], weights: Float[Tensor, "elements num_weights channels"], species: Int[Tensor, " atoms"]
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(x, weights, species)
+        if self._frozen is not None and has_kernel("polynomials", x):
+            present, kinds = torch.unique(species, return_inverse=True)
+            terms = self._kept(weights, present.tolist(), with_zeros=False)
+            if not terms:
+                return x.new_zeros(0, layout_dim(self.out))
+            return polynomials(self._terms, x.unflatten(1, (-1, self.channels)), torch.stack(terms), kinds).flatten(1)
         order = torch.argsort(species, stable=True)
         counts = torch.bincount(species, minlength=self.num_elements).tolist()
         present = [element for element, count in enumerate(counts) if count]
         if not present:
-            return x.new_zeros(0, sum(2 * l + 1 for l in self.out_degrees) * self.channels)
+            return x.new_zeros(0, layout_dim(self.out))
         by_element = gather(x, order).unflatten(1, (-1, self.channels)).split([counts[element] for element in present])
-        coefficients = self._coefficients(weights, present)
+        coefficients = self._kept(weights, present, with_zeros=True)
         parts = [self._contract(dense(part.permute(1, 2, 0)), d) for part, d in zip(by_element, coefficients, strict=True)]
         return gather(torch.cat(parts), torch.argsort(order)).flatten(1)
 
-    def _coefficients(self, weights: Tensor, elements: list[int]) -> list[Float[Tensor, "channels places"]]:
-        """D of some elements: even monomials first, both flattened."""
-        missing = elements if self._frozen is None else [element for element in elements if element not in self._frozen]
-        new = []
-        if missing:
-            chosen = (
-                gather(weights, torch.tensor(missing, device=weights.device)).transpose(1, 2).flatten(0, 1)
-            )  # [elements * channels, paths]
-            parts = chosen.split(self._num_paths, 1)
-            entries = torch.cat([part @ basis(part) for part, basis in zip(parts, self._basis, strict=True)], 1)
-            empty = entries.new_zeros(len(entries), sum(rows * columns for rows, columns in self._shapes))
-            new = list(empty.index_copy(1, self._places, entries).split(self.channels))
+    def _kept(self, weights: Tensor, elements: list[int], with_zeros: bool) -> list[Tensor]:
+        """D of some elements as `_coefficients` gives it, from what is kept where weights do not change."""
         if self._frozen is None:
-            return new
-        self._frozen |= dict(zip(missing, (d.detach() for d in new), strict=True))
-        return [self._frozen[element] for element in elements]
+            return self._coefficients(weights, elements, with_zeros)
+        missing = [element for element in elements if (element, with_zeros) not in self._frozen]
+        if missing:
+            new = self._coefficients(weights.detach(), missing, with_zeros)
+            self._frozen |= {(element, with_zeros): d for element, d in zip(missing, new, strict=True)}
+        return [self._frozen[element, with_zeros] for element in elements]
+
+    def _coefficients(self, weights: Tensor, elements: list[int], with_zeros: bool) -> list[Tensor]:
+        """D of some elements: [channels, places], even monomials first, both flattened; or without zeros [terms, channels]."""
+        if not elements:
+            return []
+        chosen = (
+            gather(weights, torch.tensor(elements, device=weights.device)).transpose(1, 2).flatten(0, 1)
+        )  # [elements * channels, paths]
+        parts = chosen.split(self._num_paths, 1)
+        entries = torch.cat([part @ basis(part) for part, basis in zip(parts, self._basis, strict=True)], 1)
+        if not with_zeros:
+            return [d.T.contiguous() for d in entries.split(self.channels)]
+        empty = entries.new_zeros(len(entries), sum(rows * columns for rows, columns in self._shapes))
+        return list(empty.index_copy(1, self._places, entries).split(self.channels))
 
     def _contract(
         self, a: Float[Tensor, "size channels atoms"], coefficients: Float[Tensor, "channels places"]
@@ -115,7 +132,7 @@ class SymmetricContraction(ManyBodyProduct):
         The monomial a_i a_j a_k (i <= j <= k) is written (a_i a_j) a_k: the row of component and k, the column of a_i a_j.
         """
         tuples = _monomial_tuples((lmax_of(self.in_layout) + 1) ** 2, order)
-        m, column = torch.nonzero((basis != 0).any(0), as_tuple=True)
+        m, column = _nonzero(basis)
         places = []
         for component, monomial in zip(m.tolist(), column.tolist(), strict=True):
             *prefix, last = tuples[monomial]
@@ -125,6 +142,17 @@ class SymmetricContraction(ManyBodyProduct):
             row = before + component * sizes[number] + self._monomials.rank[last]
             places.append(parity * self._shapes[0][0] * self._shapes[0][1] + row * self._shapes[parity][1] + place)
         return torch.tensor(places, dtype=torch.long), basis[:, m, column].T
+
+
+def _nonzero(basis: Float[Tensor, "paths components monomials"]) -> tuple[Tensor, ...]:
+    """Components and monomials that occur together in a polynomial."""
+    return torch.nonzero((basis != 0).any(0), as_tuple=True)
+
+
+def _terms(basis: Float[Tensor, "paths components monomials"], lmax: int, order: int, first: int) -> list[tuple[int, tuple[int, ...]]]:
+    """The same as (component, factors of the monomial); components count from ``first``."""
+    tuples = _monomial_tuples((lmax + 1) ** 2, order)
+    return [(first + m, tuples[column]) for m, column in zip(*(index.tolist() for index in _nonzero(basis)), strict=True)]
 
 
 class _Monomials(nn.Module):

@@ -69,3 +69,50 @@ def test_mixed_types_are_refused(random):
     tensors[1] = tensors[1].detach().float()
     with pytest.raises(ValueError, match=r"harmonics must be torch.float64 \[23, 4\] on cpu beside features"):
         run(convolution, tensors, senders, receivers)
+
+
+# --- weights of a table ----------------------------------------------------------------------------------------------------------
+
+
+def tabulated_inputs(random, channels, edges, dtype=torch.float64):
+    convolution = ClebschGordanConvolution(natural_layout(2, channels), 3, 2).to(dtype)
+    tensors, senders, receivers = inputs(random, convolution, edges=edges, dtype=dtype)
+    table = random(9, convolution.num_weights * channels).to(dtype)
+    blend, first_rows = random(edges, 4).to(dtype).requires_grad_(), torch.arange(edges) * 5 % 6
+    return convolution, [*tensors[:2], blend], table, first_rows, senders, receivers
+
+
+def by_table(convolution, tensors, table, first_rows, senders, receivers):
+    return convolution.by_table(tensors[0], tensors[1], senders, receivers, table, first_rows, tensors[2])
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-13), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("channels", "edges", "threads"), [(1, 23, 1), (16, 23, 3), (21, 1, 1), (5, 0, 2)])
+def test_weights_of_a_table_are_those_that_are_looked_up(random, monkeypatch, dtype, precision, channels, edges, threads):
+    """With all first and second derivatives, compiled and by PyTorch's operations."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    convolution, tensors, table, first_rows, senders, receivers = tabulated_inputs(random, channels, edges, dtype)
+
+    def looked_up(tensors):
+        weights = sum(tensors[2][:, k, None] * table[first_rows + k] for k in range(4))
+        return run(convolution, [*tensors[:2], weights.unflatten(1, (-1, channels))], senders, receivers)
+
+    found = []
+    for choice, function in (("require", None), ("off", None), ("off", looked_up)):
+        monkeypatch.setenv("EQUIMOL_KERNELS", choice)
+        result = function(tensors) if function else by_table(convolution, tensors, table, first_rows, senders, receivers)
+        first = torch.autograd.grad(result.sin().sum(), tensors, create_graph=True)
+        found.append([result, *first, *torch.autograd.grad(sum(x.sin().sum() for x in first), tensors)])
+    for mine, plain, expected in zip(*found, strict=True):
+        scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+        torch.testing.assert_close(mine, expected, rtol=precision, atol=precision * scale)
+        torch.testing.assert_close(plain, expected, rtol=precision, atol=precision * scale)
+
+
+def test_rows_that_are_not_in_the_table(random):
+    convolution, tensors, table, first_rows, senders, receivers = tabulated_inputs(random, 2, 7)
+    first_rows[3] = 6
+    with pytest.raises(ValueError, match=r"first_rows must be in 0\.\.5, got 0\.\.6"):
+        by_table(convolution, tensors, table, first_rows, senders, receivers)
+    with pytest.raises(ValueError, match="table must be a constant"):
+        by_table(convolution, tensors, table.requires_grad_(), first_rows, senders, receivers)
