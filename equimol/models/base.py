@@ -149,6 +149,16 @@ class ConservativePotential(Potential):
         }
 
 
+def whole_numbers(graph: AtomicGraph, name: str, low: int, high: int) -> Int[Tensor, " systems"]:
+    """An input of systems, such as the charge, which must be whole and in low..high-1. Raises ValueError where it is not."""
+    values = graph[name].round().long()
+    if bool(((values < low) | (values >= high) | ((values - graph[name]).abs() > 1e-6)).any()):
+        raise ValueError(
+            f"{name} must be a whole number from {low} to {high - 1}, got {graph[name].tolist()}; state it for every structure"
+        )
+    return values
+
+
 class DirectPotential(Potential):
     """A model that predicts forces beside the energy. They are no derivative of it: molecular dynamics does not conserve energy.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.base import ConfiguredPotential
+from equimol.models.base import ConfiguredPotential, whole_numbers
 from equimol.nn.groups import Groups, by_group, joined, slot_indices
 from equimol.ops import gather
 from equimol.ops.silut import Tail, silut
@@ -429,12 +429,7 @@ def system_inputs(config: DPA3Config, graph: AtomicGraph) -> dict[str, Tensor]:
         found["data_set"] = torch.full((len(graph.cell),), config.data_set, device=graph.numbers.device)
     ranges = {"charge": CHARGES, "spin": SPINS} if config.charge_spin else {}
     for name, (low, high) in {**ranges, **({"data_set": (0, config.data_sets)} if config.data_sets and not found else {})}.items():
-        values = graph[name].round().long()
-        if bool(((values < low) | (values >= high) | ((values - graph[name]).abs() > 1e-6)).any()):
-            raise ValueError(
-                f"{name} must be a whole number from {low} to {high - 1}, got {graph[name].tolist()}; state it for every structure"
-            )
-        found[name] = values
+        found[name] = whole_numbers(graph, name, low, high)
     return found
 
 
