@@ -36,6 +36,12 @@ MODAL_TERMS = {
     "linear_sums": "use_modal_self_inter_outro",
     "readout": "use_modal_output_block",
 }
+#: what 0.9 and before called some of the modules; others had spaces where there are underscores now
+OLD_NAMES = {
+    "EdgeEmbedding": "edge_embedding",
+    "reducing_nn_input_to_hidden": "reduce_input_to_hidden",
+    "reducing_nn_hidden_to_energy": "reduce_hidden_to_energy",
+}
 _NO_WEIGHTS = re.compile(r"\.(output_mask|_w3j_\d+_\d+_\d+|gate\.mul\.weight|convolution\.weight|linear\.bias)$")
 
 
@@ -89,7 +95,7 @@ class _Published:
     """A published model: settings that were checked, and weights that are given out once."""
 
     def __init__(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        self.settings, self.weights, self.taken = settings, weights, set()
+        self.settings, self.weights, self.taken = settings, {_current(name): value for name, value in weights.items()}, set()
         require(settings, _FIXED, "SevenNet")
         if (plain(settings.get("cuequivariance_config")) or {}).get("use"):
             raise ConversionError("cuequivariance_config.use must be false, got true; write the file again with `sevenn cp` without it")
@@ -212,14 +218,14 @@ class _Published:
     def state(self, model: NequIP) -> dict[str, Tensor]:
         """Our state dict, without the scales of elements."""
         basis = self.settings["radial_basis"]
-        found = {"radial.frequencies": model.radial.frequencies.detach()}
+        found = {"radial.basis.frequencies": model.radial.basis.frequencies.detach()}
         if basis.get("trainable_coeff", True):
-            found["radial.frequencies"] = self.take("edge_embedding.basis_function.coeffs")
+            found["radial.basis.frequencies"] = self.take("edge_embedding.basis_function.coeffs")
         species = (Block(0, 1, len(self.elements)),)
         (table,), bias = self.linear("onehot_to_feature_x", species, self.hidden[0], "embedding")
         found |= {"embedding": table[self.order] / len(self.elements) ** 0.5} | _named("embedding_bias.bias", bias)
         for n, layer in enumerate(model.layers):
-            found |= {f"layers.{n}.{name}": value for name, value in self._layer(n, layer).items()}
+            found |= self._layer(n, layer)
         hidden = (Block(0, 1, self.config.readout_width),)
         (found["readout_hidden.weights.0"],), bias = self.linear("reduce_input_to_hidden", self.hidden[-1], hidden, "readout")
         (found["readout.weights.0"],), _ = self.linear("reduce_hidden_to_energy", hidden, (Block(0, 1, 1),))
@@ -243,7 +249,6 @@ class _Published:
             if kind in targets
         ]
         sums = [way for kind in targets for way in ways if way.target == kind]  # as they stand there, block after block
-        found |= self._radial(n, layer, ways if _is_unsorted(self.settings) else sums)
         between = tuple(Block(*kind, sum(way.channels for way in sums if way.target == kind)) for kind in targets)
         matrices, biases["linear_sums_bias.bias"] = self.linear(f"{n}_self_interaction_2", between, before_gate, "linear_sums", inside)
         kinds = [(block.l, block.parity) for block in inside if (block.l, block.parity) in targets]
@@ -259,7 +264,7 @@ class _Published:
         found |= _listed("self_connection.weights", matrices)
         for name, bias in biases.items():
             found |= _named(name, bias)
-        return found
+        return {f"layers.{n}.{name}": value for name, value in found.items()} | self._radial(n, layer, ways if _is_unsorted(self.settings) else sums)
 
     def linear(
         self, name: str, into: Layout, out: Layout, term: str = "", ours: Layout | None = None
@@ -302,8 +307,8 @@ class _Published:
 
     def _radial(self, n: int, layer: Any, ways: list[_Way]) -> dict[str, Tensor]:
         depth = len(self.config.radial_hidden)
-        theirs = f"{n}_convolution.weight_nn.layer"
-        found = {f"radial_weights.hidden.{k}": self.take(f"{theirs}{k}.weight") for k in range(depth)}
+        theirs, own = f"{n}_convolution.weight_nn.layer", f"radial.networks.{n}"
+        found = {f"{own}.hidden.{k}": self.take(f"{theirs}{k}.weight") for k in range(depth)}
         last = self.take(f"{theirs}{depth}.weight")
         width = sum(way.channels for way in ways)
         if last.shape[1] != width:
@@ -311,7 +316,7 @@ class _Published:
         columns = dict(zip(ways, last.split([way.channels for way in ways], 1), strict=True))
         for k, group in enumerate(layer.convolution.groups):
             ours = [_way(layer, path) for path in group.paths]
-            found[f"radial_weights.last.{k}"] = torch.cat([self._sign(n, way) * columns[way] for way in ours], 1)
+            found[f"{own}.last.{k}"] = torch.cat([self._sign(n, way) * columns[way] for way in ours], 1)
         return found
 
     def _sign(self, n: int, way: _Way) -> float:
@@ -345,6 +350,13 @@ class _Published:
         tables = shift.expand(max(1, len(self.modals)), len(self.elements)).tolist()
         tables = [dict(zip(self.elements, table, strict=True)) for table in tables]
         return dict(zip(self.modals, tables, strict=True)) if self.modals else tables[0]
+
+
+def _current(name: str) -> str:
+    """The name of a weight since 0.10."""
+    module, dot, rest = name.partition(".")
+    module = module.replace(" ", "_")
+    return OLD_NAMES.get(module, module) + dot + rest.replace("denumerator", "denominator")
 
 
 def _couple(l1: int, l2: int) -> range:

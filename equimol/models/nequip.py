@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
@@ -162,10 +162,10 @@ class NequIP(ConfiguredPotential):
         self.register_buffer("element_scales", torch.ones(max(1, config.data_sets), len(config.elements)))
         self.embedding = nn.Parameter(torch.randn(len(config.elements), layouts[0][0].channels))
         self.embedding_bias = _data_set_bias(config, "embedding", layouts[0])
-        self.radial = RadialBasis(config)
         self.layers = nn.ModuleList(
-            Layer(config, self.radial, *pair, kind) for pair, kind in zip(pairwise(layouts), config.self_connection, strict=True)
+            Layer(config, *pair, kind) for pair, kind in zip(pairwise(layouts), config.self_connection, strict=True)
         )
+        self.radial = RadialWeights(config, [layer.convolution.weight_shapes for layer in self.layers])
         hidden = (Block(0, 1, config.readout_width),)
         self.readout_hidden, self.readout = DegreeLinear(layouts[-1], hidden), DegreeLinear(hidden, (Block(0, 1, 1),))
         self.readout_bias = _data_set_bias(config, "readout", hidden)
@@ -186,11 +186,9 @@ class NequIP(ConfiguredPotential):
         if not self.config.normalize_harmonics:
             degrees = [l for l in range(self.config.lmax_edge + 1) for _ in range(2 * l + 1)]
             harmonics = harmonics * distances[:, None] ** distances.new_tensor(degrees)
-        frozen = self.layers[0].radial_weights.table_0 is not None and self.dtype != torch.float64  # for float64 a table is not exact
-        radial = self.radial.pieces(distances) if frozen else self.radial(distances)
         features = self.embedding_bias(gather(self.embedding, species), data_set)
-        for layer in self.layers:
-            features = layer(features, species, data_set, harmonics, radial, senders, receivers)
+        for layer, weights in zip(self.layers, self.radial(distances), strict=True):
+            features = layer(features, species, data_set, harmonics, weights, senders, receivers)
         energies = self.readout(self.readout_bias(self.readout_hidden(features), data_set))[:, 0]
         return energies * self.element_scales[data_set, species], features
 
@@ -198,14 +196,13 @@ class NequIP(ConfiguredPotential):
 class Layer(nn.Module):
     """One round: sum over neighbours, a self-connection that may know the element, gates."""
 
-    def __init__(self, config: NequIPConfig, radial: RadialBasis, hidden_in: Layout, hidden_out: Layout, self_connection: str) -> None:
+    def __init__(self, config: NequIPConfig, hidden_in: Layout, hidden_out: Layout, self_connection: str) -> None:
         super().__init__()
         self.gate = Gate(config, hidden_out)
         self.linear_up = DegreeLinear(hidden_in, hidden_in)
         self.linear_up_bias = _data_set_bias(config, "linear_up", hidden_in)
         parity = -1 if config.parity else 1
         self.convolution = Convolution(hidden_in, config.lmax_edge, parity, [(b.l, b.parity) for b in hidden_out])
-        self.radial_weights = RadialWeights(config, radial, self.convolution.weight_shapes)
         denominator = torch.tensor(config.average_neighbors**0.5)
         if config.train_denominator:
             self.denominator = nn.Parameter(denominator)
@@ -224,12 +221,12 @@ class Layer(nn.Module):
         species: Int[Tensor, " atoms"],
         data_set: Int[Tensor, " atoms"],
         harmonics: Float[Tensor, "edges harmonics"],
-        radial: Float[Tensor, "edges radial"] | CubicWeights,
+        weights: list[Float[Tensor, "edges paths channels"]],
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
         up = self.linear_up_bias(self.linear_up(features), data_set)
-        sums = self.convolution(up, harmonics, self.radial_weights(radial), senders, receivers)
+        sums = self.convolution(up, harmonics, weights, senders, receivers)
         mixed = self.linear_sums_bias(self.linear_sums(sums) / self.denominator, data_set)
         by_element = isinstance(self.self_connection, ElementLinear)
         own = self.self_connection(features, species) if by_element else self.self_connection(features)
@@ -398,39 +395,55 @@ class RadialBasis(nn.Module):
 
 
 class RadialWeights(nn.Module):
-    """The weights of an edge for each group of paths: a perceptron of the radial basis, without biases, so that they end with it."""
+    """The weights of edges for every layer, functions of the distance: perceptrons, or tables once frozen, but not in float64."""
 
-    def __init__(self, config: NequIPConfig, radial: RadialBasis, shapes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, config: NequIPConfig, shapes: Sequence[Sequence[tuple[int, int]]]) -> None:
         super().__init__()
-        self.radial, self.shapes, self.activation = radial, list(shapes), config.function(config.radial_activation)
+        self.basis = RadialBasis(config)
+        self.networks = nn.ModuleList(RadialNetwork(config, of_layer) for of_layer in shapes)
+        self.is_frozen = False
+
+    def forward(self, distances: Float[Tensor, " edges"]) -> Iterator[list[Float[Tensor, "edges paths channels"]]]:
+        tabulated = self.is_frozen and distances.dtype != torch.float64  # which a table does not reach
+        radial = self.basis.pieces(distances) if tabulated else self.basis(distances)
+        for network in self.networks:
+            yield network.look_up(radial) if tabulated else network(radial)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        basis = copy.deepcopy(self.basis).double()
+        for network in self.networks:
+            network.tabulate([basis(at) for at in self.basis.knots()])
+        self.is_frozen = True
+
+
+class RadialNetwork(nn.Module):
+    """Weights for each group of paths of a layer: a perceptron of the radial basis, without biases, so that they end with it."""
+
+    def __init__(self, config: NequIPConfig, shapes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.shapes, self.activation = list(shapes), config.function(config.radial_activation)
         widths = [config.radial_basis, *config.radial_hidden]
         self.hidden = nn.ParameterList(torch.randn(a, b) for a, b in pairwise(widths))
         self.last = nn.ParameterList(torch.randn(widths[-1], paths * channels) for paths, channels in self.shapes)
         for n in range(len(self.last)):
-            self.register_buffer(f"table_{n}", None, persistent=False)  # of each group over the distance, once frozen
+            self.register_buffer(f"table_{n}", None, persistent=False)
 
-    @property
-    def tables(self) -> list[Tensor | None]:
-        return [getattr(self, f"table_{n}") for n in range(len(self.last))]
+    def forward(self, x: Float[Tensor, "edges basis"]) -> list[Float[Tensor, "edges paths channels"]]:
+        for weight in self.hidden:
+            x = self.activation(x @ (weight / len(weight) ** 0.5))
+        return [(x @ (weight / len(weight) ** 0.5)).unflatten(-1, shape) for weight, shape in zip(self.last, self.shapes, strict=True)]
 
-    def forward(self, radial: Float[Tensor, "edges basis"] | CubicWeights) -> list[Float[Tensor, "edges paths channels"]]:
-        if isinstance(radial, CubicWeights):
-            found = [look_up(table, radial) for table in self.tables]
-        else:
-            x = radial
-            for weight in self.hidden:
-                x = self.activation(x @ (weight / len(weight) ** 0.5))
-            found = [x @ (weight / len(weight) ** 0.5) for weight in self.last]
-        return [values.unflatten(-1, shape) for values, shape in zip(found, self.shapes, strict=True)]
+    def look_up(self, at: CubicWeights) -> list[Float[Tensor, "edges paths channels"]]:
+        """The same from tables."""
+        return [look_up(getattr(self, f"table_{n}"), at).unflatten(-1, shape) for n, shape in enumerate(self.shapes)]
 
-    @torch.no_grad()
-    def freeze(self) -> None:
-        """Tabulate the weights of edges over the distance; but in float64 the network is used."""
-        exact, found = copy.deepcopy(self).double(), []
-        for at in self.radial.knots():
-            found.append([cubic_table(values.flatten(1)) for values in exact(exact.radial(at))])
-        for n, pieces in enumerate(zip(*found, strict=True)):
-            setattr(self, f"table_{n}", torch.cat(pieces).to(self.last[n]))
+    def tabulate(self, pieces: list[Float[Tensor, "knots basis"]]) -> None:
+        """Fill tables from the basis at the knots of each piece, in float64."""
+        exact = copy.deepcopy(self).double()
+        tables = [[cubic_table(values.flatten(1)) for values in exact(at)] for at in pieces]
+        for n, of_group in enumerate(zip(*tables, strict=True)):
+            setattr(self, f"table_{n}", torch.cat(of_group).to(self.last[n]))
 
 
 class DataSetBias(nn.Module):
