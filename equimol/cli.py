@@ -268,14 +268,15 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("code", choices=("fairchem", "deepmd"), help="what wrote the file: fairchem (EScAIP, AllScAIP) or deepmd (DPA3)")
+    codes = "what wrote the file: fairchem (EScAIP, AllScAIP), deepmd (DPA3) or sevenn (SevenNet)"
+    parser.add_argument("code", choices=("fairchem", "deepmd", "sevenn"), help=codes)
     parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint or state dict of torch.save, or a frozen model of deepmd")
     parser.add_argument("out", type=Path, metavar="OUT", help="the model file to write, .equimol or .safetensors")
     given = (
         "for a file of fairchem that holds weights alone: settings of the backbone, by themselves or as `backbone:` or `model: backbone:`"
     )
     parser.add_argument("--settings", type=Path, metavar="YAML", help=given)
-    parser.add_argument("--branch", metavar="NAME", help="which model, of a file of deepmd with several")
+    parser.add_argument("--branch", metavar="NAME", help="which model, of a file of deepmd with several; which modal, of one of sevenn")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -285,17 +286,18 @@ def _convert(options: argparse.Namespace) -> None:
         raise ValueError(f"a model file ends in {' or '.join(SUFFIXES)}, got {options.out.name!r}; choose such a name")
     from equimol.convert.deepmd import read_deepmd
     from equimol.convert.fairchem import read_fairchem
+    from equimol.convert.sevenn import read_sevenn
     from equimol.info import describe_potential
     from equimol.models import save
 
     if options.settings and options.code != "fairchem":
         raise ValueError(f"--settings is for files of fairchem, got {options.code}; leave it out")
-    if options.branch and options.code != "deepmd":
-        raise ValueError(f"--branch is for files of deepmd, got {options.code}; leave it out")
+    if options.branch and options.code == "fairchem":
+        raise ValueError("--branch is for files of deepmd and sevenn, got fairchem; leave it out")
     if options.code == "fairchem":
         model = read_fairchem(options.file, _backbone_settings(options.settings) if options.settings else None)
     else:
-        model = read_deepmd(options.file, options.branch)
+        model = {"deepmd": read_deepmd, "sevenn": read_sevenn}[options.code](options.file, options.branch)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save(model, options.out, {"notes": f"converted from {options.file.name} of {options.code}"})
     print(f"{options.out}: {describe_potential(model)}")
@@ -372,7 +374,8 @@ COMMANDS = {
         "Read a published model of another code, without running anything in its file, and write it as a model file.",
         "  equimol convert fairchem inference_ckpt.pt escaip.equimol\n"
         "  equimol convert fairchem state_dict.pt escaip.equimol --settings backbone.yaml\n"
-        "  equimol convert deepmd model.ckpt.pt dpa3.equimol --branch Metals",
+        "  equimol convert deepmd model.ckpt.pt dpa3.equimol --branch Metals\n"
+        "  equimol convert sevenn checkpoint_sevennet_0.pth sevennet-0.equimol",
     ),
     "bench": (
         _bench_arguments,

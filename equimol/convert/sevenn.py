@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,7 +180,7 @@ class _Published:
             return NequIPConfig(
                 elements=tuple(self.elements),
                 cutoff=float(self._get("cutoff")),
-                hidden=tuple(format_irreps(sorted(layout, key=lambda b: (b.l, b.parity) != (0, 1))) for layout in self.hidden),
+                hidden=tuple(format_irreps(tuple(sorted(layout, key=lambda b: (b.l, b.parity) != (0, 1)))) for layout in self.hidden),
                 lmax_edge=self.lmax_edge,
                 parity=self.parity,
                 normalize_harmonics=bool(settings.get("_normalize_sph", _version(settings) >= (0, 10, 0))),
@@ -218,9 +219,11 @@ class _Published:
     def state(self, model: NequIP) -> dict[str, Tensor]:
         """Our state dict, without the scales of elements."""
         basis = self.settings["radial_basis"]
-        found = {"radial.basis.frequencies": model.radial.basis.frequencies.detach()}
         if basis.get("trainable_coeff", True):
-            found["radial.basis.frequencies"] = self.take("edge_embedding.basis_function.coeffs")
+            found = {"radial.basis.frequencies": self.take("edge_embedding.basis_function.coeffs")}
+        else:  # float32 there, whatever the dtype of the model
+            exact = [n * math.pi / self.config.cutoff for n in range(1, self.config.radial_basis + 1)]
+            found = {"radial.basis.frequencies": torch.tensor(exact, dtype=torch.float32)}
         species = (Block(0, 1, len(self.elements)),)
         (table,), bias = self.linear("onehot_to_feature_x", species, self.hidden[0], "embedding")
         found |= {"embedding": table[self.order] / len(self.elements) ** 0.5} | _named("embedding_bias.bias", bias)
@@ -235,36 +238,37 @@ class _Published:
         hidden_in, hidden_out = self.hidden[n], self.hidden[n + 1]
         inside = layer.gate.in_layout
         before_gate = tuple(sorted(inside, key=lambda block: (block.l, block.parity)))  # as e3nn has it
-        found, biases = {}, {}
-        matrices, biases["linear_up_bias.bias"] = self.linear(f"{n}_self_interaction_1", hidden_in, hidden_in, "linear_up", layer.linear_up.out_layout)
-        found |= _listed("linear_up.weights", matrices)
-
-        last = n == len(self.hidden) - 2
-        targets = self._reached(hidden_in, max(block.l for block in hidden_out), only_even=last)
-        ways = [
-            _Way((block.l, block.parity), l2, kind, block.channels)
-            for block in hidden_in
-            for l2 in range(self.lmax_edge + 1)
-            for kind in [(l3, self._parity_of(block, l2)) for l3 in _couple(block.l, l2)]
-            if kind in targets
-        ]
+        up, up_bias = self.linear(f"{n}_self_interaction_1", hidden_in, hidden_in, "linear_up", layer.linear_up.out_layout)
+        targets = self._reached(hidden_in, max(block.l for block in hidden_out), only_even=n == len(self.hidden) - 2)
+        ways = self._ways(hidden_in, targets)
         sums = [way for kind in targets for way in ways if way.target == kind]  # as they stand there, block after block
         between = tuple(Block(*kind, sum(way.channels for way in sums if way.target == kind)) for kind in targets)
-        matrices, biases["linear_sums_bias.bias"] = self.linear(f"{n}_self_interaction_2", between, before_gate, "linear_sums", inside)
+        mixing, mixing_bias = self.linear(f"{n}_self_interaction_2", between, before_gate, "linear_sums", inside)
         kinds = [(block.l, block.parity) for block in inside if (block.l, block.parity) in targets]
-        found |= _listed(
-            "linear_sums.weights",
-            [_rows(matrix, [w for w in sums if w.target == kind], _our_ways(layer, kind)) for kind, matrix in zip(kinds, matrices, strict=True)],
-        )
-        found["denominator"] = self.take(f"{n}_convolution.denominator").reshape(())
+        mixing = [
+            _rows(matrix, [way for way in sums if way.target == kind], _our_ways(layer, kind))
+            for kind, matrix in zip(kinds, mixing, strict=True)
+        ]
         if self.kinds[n] == "linear":
-            matrices, _ = self.linear(f"{n}_self_connection_intro", hidden_in, before_gate, ours=inside)
+            own, _ = self.linear(f"{n}_self_connection_intro", hidden_in, before_gate, ours=inside)
         else:
-            matrices = self._by_element(f"{n}_self_connection_intro.fc_tensor_product.weight", hidden_in, before_gate, inside)
-        found |= _listed("self_connection.weights", matrices)
-        for name, bias in biases.items():
-            found |= _named(name, bias)
-        return {f"layers.{n}.{name}": value for name, value in found.items()} | self._radial(n, layer, ways if _is_unsorted(self.settings) else sums)
+            own = self._by_element(f"{n}_self_connection_intro.fc_tensor_product.weight", hidden_in, before_gate, inside)
+        found = {"denominator": self.take(f"{n}_convolution.denominator").reshape(())}
+        for name, matrices in (("linear_up", up), ("linear_sums", mixing), ("self_connection", own)):
+            found |= {f"{name}.weights.{k}": matrix for k, matrix in enumerate(matrices)}
+        found |= _named("linear_up_bias.bias", up_bias) | _named("linear_sums_bias.bias", mixing_bias)
+        found = {f"layers.{n}.{name}": value for name, value in found.items()}
+        return found | self._radial(n, layer, ways if _is_unsorted(self.settings) else sums)
+
+    def _ways(self, layout: Layout, targets: list[tuple[int, int]]) -> list[_Way]:
+        """Paths in the order in which the published code lists them."""
+        return [
+            _Way((block.l, block.parity), l2, (l3, self._parity_of(block, l2)), block.channels)
+            for block in layout
+            for l2 in range(self.lmax_edge + 1)
+            for l3 in _couple(block.l, l2)
+            if (l3, self._parity_of(block, l2)) in targets
+        ]
 
     def linear(
         self, name: str, into: Layout, out: Layout, term: str = "", ours: Layout | None = None
@@ -312,7 +316,8 @@ class _Published:
         last = self.take(f"{theirs}{depth}.weight")
         width = sum(way.channels for way in ways)
         if last.shape[1] != width:
-            raise ConversionError(f"{theirs}{depth}.weight must have {width} columns, got {last.shape[1]}: other paths than the settings say")
+            got = last.shape[1]
+            raise ConversionError(f"{theirs}{depth}.weight must have {width} columns, got {got}: other paths than the settings say")
         columns = dict(zip(ways, last.split([way.channels for way in ways], 1), strict=True))
         for k, group in enumerate(layer.convolution.groups):
             ours = [_way(layer, path) for path in group.paths]
@@ -395,10 +400,6 @@ def _rows(matrix: Tensor, theirs: list[_Way], ours: list[_Way]) -> Tensor:
     """The rows of a matrix, path by path, in our order."""
     parts = dict(zip(theirs, matrix.split([way.channels for way in theirs]), strict=True))
     return torch.cat([parts[way] for way in ours])
-
-
-def _listed(name: str, values: Iterable[Tensor]) -> dict[str, Tensor]:
-    return {f"{name}.{n}": value for n, value in enumerate(values)}
 
 
 def _named(name: str, value: Tensor | None) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ from equimol.models.zbl import ZBL, ZBLConfig
 __all__ = [
     "MACE", "MODELS", "ZBL", "AllScAIP", "AllScAIPConfig", "AllScAIPDirect", "ConservativePotential", "DirectPotential", "EScAIP",
     "EScAIPConfig", "EScAIPDirect", "EScAIPV1", "EScAIPV1Config", "EScAIPV1Direct", "LennardJones", "LennardJonesConfig", "MACEConfig",
-    "ModelEntry", "NequIP", "NequIPConfig", "Potential", "References", "Shifted", "ShiftedDirect", "Sum", "ZBLConfig", "build", "build_model", "by_number", "core",
-    "data_sets", "find_device", "for_data_set", "is_by_data_set", "load", "save",
+    "ModelEntry", "NequIP", "NequIPConfig", "Potential", "References", "Shifted", "ShiftedDirect", "Sum", "ZBLConfig", "build",
+    "build_model", "by_number", "core", "data_sets", "find_device", "for_data_set", "is_by_data_set", "load", "save",
 ]  # fmt: skip
 
 

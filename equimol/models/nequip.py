@@ -221,7 +221,7 @@ class Layer(nn.Module):
         species: Int[Tensor, " atoms"],
         data_set: Int[Tensor, " atoms"],
         harmonics: Float[Tensor, "edges harmonics"],
-        weights: list[Float[Tensor, "edges paths channels"]],
+        weights: list[Float[Tensor, "edges _ _"]],
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
@@ -244,7 +244,7 @@ class Activation(NamedTuple):
 
 
 class Gate(nn.Module):
-    """Activations of scalars; the other features times activated even scalars, one for each channel, which stand behind the even scalars."""
+    """Activations of scalars; other features times activated even scalars, one for each channel, which stand behind the even ones."""
 
     def __init__(self, config: NequIPConfig, out: Layout) -> None:
         super().__init__()
@@ -276,8 +276,9 @@ class Convolution(nn.Module):
     def __init__(self, in_layout: Layout, lmax_edge: int, edge_parity: int, kinds: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self.in_layout = in_layout
-        self.groups = [_group(in_layout, channels, lmax_edge, edge_parity, kinds) for channels in dict.fromkeys(b.channels for b in in_layout)]
-        self.groups = [group for group in self.groups if group.paths]
+        numbers = dict.fromkeys(block.channels for block in in_layout)
+        groups = [_group(in_layout, channels, lmax_edge, edge_parity, kinds) for channels in numbers]
+        self.groups = [group for group in groups if group.paths]
         #: of each group, how many weights for how many channels of an edge
         self.weight_shapes = [(len(group.paths), group.channels) for group in self.groups]
         reached = [kind for kind in kinds if any(kind in group.rows for group in self.groups)]
@@ -287,7 +288,7 @@ class Convolution(nn.Module):
         self,
         features: Float[Tensor, "atoms dim"],
         harmonics: Float[Tensor, "edges harmonics"],
-        weights: list[Float[Tensor, "edges paths channels"]],
+        weights: list[Float[Tensor, "edges _ _"]],
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
@@ -360,7 +361,7 @@ class RadialBasis(nn.Module):
     def __init__(self, config: NequIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.frequencies = nn.Parameter(torch.pi / config.cutoff * torch.arange(1, config.radial_basis + 1, dtype=torch.get_default_dtype()))
+        self.frequencies = nn.Parameter(torch.pi / config.cutoff * torch.arange(1.0, config.radial_basis + 1))
 
     def forward(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, "edges basis"]:
         config = self.config
@@ -403,7 +404,7 @@ class RadialWeights(nn.Module):
         self.networks = nn.ModuleList(RadialNetwork(config, of_layer) for of_layer in shapes)
         self.is_frozen = False
 
-    def forward(self, distances: Float[Tensor, " edges"]) -> Iterator[list[Float[Tensor, "edges paths channels"]]]:
+    def forward(self, distances: Float[Tensor, " edges"]) -> Iterator[list[Float[Tensor, "edges _ _"]]]:
         tabulated = self.is_frozen and distances.dtype != torch.float64  # which a table does not reach
         radial = self.basis.pieces(distances) if tabulated else self.basis(distances)
         for network in self.networks:
@@ -429,12 +430,12 @@ class RadialNetwork(nn.Module):
         for n in range(len(self.last)):
             self.register_buffer(f"table_{n}", None, persistent=False)
 
-    def forward(self, x: Float[Tensor, "edges basis"]) -> list[Float[Tensor, "edges paths channels"]]:
+    def forward(self, x: Float[Tensor, "edges basis"]) -> list[Float[Tensor, "edges _ _"]]:
         for weight in self.hidden:
             x = self.activation(x @ (weight / len(weight) ** 0.5))
         return [(x @ (weight / len(weight) ** 0.5)).unflatten(-1, shape) for weight, shape in zip(self.last, self.shapes, strict=True)]
 
-    def look_up(self, at: CubicWeights) -> list[Float[Tensor, "edges paths channels"]]:
+    def look_up(self, at: CubicWeights) -> list[Float[Tensor, "edges _ _"]]:
         """The same from tables."""
         return [look_up(getattr(self, f"table_{n}"), at).unflatten(-1, shape) for n, shape in enumerate(self.shapes)]
 

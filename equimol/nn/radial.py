@@ -22,7 +22,7 @@ def polynomial_envelope(distance: Float[Tensor, " edges"], cutoff: float, order:
 def xplor_envelope(distance: Float[Tensor, " edges"], start: float, cutoff: float) -> Float[Tensor, " edges"]:
     """1 up to ``start``, falling to 0 at the cutoff and beyond. Its first derivative is continuous, its second jumps at both ends.
 
-    (c - s)^2 (c + 2 s - 3 a) / (c - a)^3 of the squares s = d^2, a = start^2, c = cutoff^2: the switching function of XPLOR, as in HOOMD-blue.
+    (c - s)^2 (c + 2 s - 3 a) / (c - a)^3 of the squares s = d^2, a = start^2, c = cutoff^2: XPLOR's switching function, as in HOOMD-blue.
     """
     s, a, c = distance * distance, start * start, cutoff * cutoff
     falling = (c - s) ** 2 * (c + 2 * s - 3 * a) / (c - a) ** 3
