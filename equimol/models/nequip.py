@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +45,7 @@ class NequIPConfig:
     normalize_harmonics: bool = True  # False: degree l grows as distance^l
     radial_basis: int = 8
     radial_hidden: tuple[int, ...] = (64, 64)
-    envelope: Literal["polynomial", "xplor"] = "polynomial"
+    envelope: str = "polynomial"  # or "xplor"
     envelope_order: int = 6  # of the polynomial
     envelope_start: float | None = None  # Å, where the other begins to fall; None: 0.9 of the cutoff
     self_connection: tuple[str, ...] = ("element",)  # of each layer, or one for all: "element" has weights for each, "linear" has not
