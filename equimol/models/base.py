@@ -149,16 +149,6 @@ class ConservativePotential(Potential):
         }
 
 
-def whole_numbers(graph: AtomicGraph, name: str, low: int, high: int) -> Int[Tensor, " systems"]:
-    """An input of systems, such as the charge, which must be whole and in low..high-1. Raises ValueError where it is not."""
-    values = graph[name].round().long()
-    if bool(((values < low) | (values >= high) | ((values - graph[name]).abs() > 1e-6)).any()):
-        raise ValueError(
-            f"{name} must be a whole number from {low} to {high - 1}, got {graph[name].tolist()}; state it for every structure"
-        )
-    return values
-
-
 class DirectPotential(Potential):
     """A model that predicts forces beside the energy. They are no derivative of it: molecular dynamics does not conserve energy.
 
@@ -218,3 +208,25 @@ class Configured:
 
 class ConfiguredPotential(Configured, ConservativePotential):
     """A conservative model that is listed in ``MODELS``."""
+
+
+def data_set_indices(config: Any, graph: AtomicGraph) -> dict[str, Tensor]:
+    """Which of ``config.data_sets`` each system belongs to, if there are any; ``config.data_set`` says it for all.
+
+    Raises ValueError where a structure names none of them.
+    """
+    if not config.data_sets:
+        return {}
+    if config.data_set is not None:
+        return {"data_set": torch.full((len(graph.cell),), config.data_set, device=graph.numbers.device)}
+    return {"data_set": whole_numbers(graph, "data_set", 0, config.data_sets)}
+
+
+def whole_numbers(graph: AtomicGraph, name: str, low: int, high: int) -> Int[Tensor, " systems"]:
+    """An input of each system that must be one of low..high-1. Raises ValueError where it is not."""
+    values = graph[name].round().long()
+    if bool(((values < low) | (values >= high) | ((values - graph[name]).abs() > 1e-6)).any()):
+        raise ValueError(
+            f"{name} must be a whole number from {low} to {high - 1}, got {graph[name].tolist()}; state it for every structure"
+        )
+    return values

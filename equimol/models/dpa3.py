@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.base import ConfiguredPotential, whole_numbers
+from equimol.models.base import ConfiguredPotential, data_set_indices, whole_numbers
 from equimol.nn.groups import Groups, by_group, joined, slot_indices
 from equimol.ops import gather
 from equimol.ops.silut import Tail, silut
@@ -424,13 +424,8 @@ def _nearest(lengths: Float[Tensor, " edges"], receivers: Int[Tensor, " edges"],
 
 def system_inputs(config: DPA3Config, graph: AtomicGraph) -> dict[str, Tensor]:
     """Charges, spins and data sets as whole numbers. Raises ValueError where they are out of range."""
-    found = {}
-    if config.data_set is not None:
-        found["data_set"] = torch.full((len(graph.cell),), config.data_set, device=graph.numbers.device)
     ranges = {"charge": CHARGES, "spin": SPINS} if config.charge_spin else {}
-    for name, (low, high) in {**ranges, **({"data_set": (0, config.data_sets)} if config.data_sets and not found else {})}.items():
-        found[name] = whole_numbers(graph, name, low, high)
-    return found
+    return {name: whole_numbers(graph, name, *limits) for name, limits in ranges.items()} | data_set_indices(config, graph)
 
 
 def line_graph(config: DPA3Config, displacements: Float[Tensor, "edges 3"], indices: dict[str, Tensor], dtype: torch.dtype) -> LineGraph:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.base import ConfiguredPotential, whole_numbers
+from equimol.models.base import ConfiguredPotential, data_set_indices
 from equimol.nn import DegreeLinear, ElementLinear, polynomial_envelope, xplor_envelope
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.o3 import Block, Layout, format_irreps, parse_irreps, spherical_harmonics, split_blocks, wigner_3j
@@ -171,12 +171,7 @@ class NequIP(ConfiguredPotential):
         self.readout_bias = _data_set_bias(config, "readout", hidden)
 
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
-        config = self.config
-        if not config.data_sets:
-            return {}
-        if config.data_set is not None:
-            return {"data_set": torch.full((len(graph.cell),), config.data_set, device=graph.numbers.device)}
-        return {"data_set": whole_numbers(graph, "data_set", 0, config.data_sets)}
+        return data_set_indices(self.config, graph)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         vectors = displacements.to(self.embedding.dtype)

@@ -23,6 +23,11 @@ def _paired(in_layout: Layout, out_layout: Layout) -> list[tuple[int, int]]:
     return [(kinds[b.l, b.parity], n) for n, b in enumerate(out_layout) if (b.l, b.parity) in kinds]
 
 
+def _mixed(x: Float[Tensor, "... n"], matrix: Float[Tensor, "n out"]) -> Float[Tensor, "... out"]:
+    """x @ matrix as one product: of a block with gaps between its atoms PyTorch would make as many small ones, many times slower."""
+    return (x.reshape(-1, x.shape[-1]) @ matrix).unflatten(0, x.shape[:-1])
+
+
 class DegreeLinear(nn.Module):
     """Mixes channels, one matrix per degree: [..., dim_in] -> [..., dim_out]. No bias: it would point somewhere.
 
@@ -40,7 +45,7 @@ class DegreeLinear(nn.Module):
         for n, block in enumerate(self.out_layout):
             if n in self._pairs:
                 i = self._pairs[n]
-                out.append((parts[i] @ (next(weights) / self.in_layout[i].channels ** 0.5)).flatten(-2))
+                out.append(_mixed(parts[i], next(weights) / self.in_layout[i].channels ** 0.5).flatten(-2))
             else:
                 out.append(x.new_zeros(*x.shape[:-1], block.dim))
         return out[0] if len(out) == 1 else torch.cat(out, -1)
@@ -65,7 +70,7 @@ class ElementLinear(nn.Module):
             if n in self._pairs:
                 i = self._pairs[n]
                 matrices = (next(weights) / self.in_layout[i].channels ** 0.5).unbind(0)
-                products = [part @ matrix for part, matrix in zip(parts[i].split(counts), matrices, strict=True) if len(part)]
+                products = [_mixed(part, matrix) for part, matrix in zip(parts[i].split(counts), matrices, strict=True) if len(part)]
                 out.append(torch.cat(products).flatten(-2) if products else x.new_zeros(0, block.dim))
             else:
                 out.append(x.new_zeros(len(x), block.dim))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from equimol.ops.cuda_code import CudaKernel
 from equimol.ops.kernels import find_kernel, has_kernel, run
@@ -68,16 +68,15 @@ class CoupledSum(Form):
                 raise ValueError(f"{name} must be in 0..{atoms - 1}, got {least}..{most}")
         for n, want in enumerate(wanted):
             found[n] = like.new_empty(shapes[n]) if want else None
-        edges_of = cache(_edges_of)  # two derivatives may share it
         for n, (name, arrays) in enumerate(_KERNELS.items()):
             if not wanted[n]:
                 continue
             kernel = self._kernel(name, like)
             # Those by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay.
             if n == 0:
-                domain = atoms, channels, *edges_of(senders, atoms), receivers
+                domain = atoms, channels, *_edges_of(senders, atoms), receivers
             elif n == 3 or isinstance(kernel, CudaKernel):
-                domain = atoms, channels, *edges_of(receivers, atoms), senders
+                domain = atoms, channels, *_edges_of(receivers, atoms), senders
             else:
                 domain = edges, channels, senders, receivers
             run(kernel, *domain, *(arguments["xywg".index(array)] for array in arrays), found[n])
@@ -148,7 +147,20 @@ def plain_coupled_sum(
     return scatter_sum(torch.stack(rows, 1), receivers, len(features))
 
 
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of senders and receivers, which all layers of a model share: their edges by atoms
+
+
 def _edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
-    """Where the edges of each atom begin in their order, and the edges in this order."""
+    """Where the edges of each atom begin in their order, and the edges in this order. Found once for a tensor that does not change."""
+    if index.is_inference():  # nobody counts its changes
+        return _sorted_edges(index, atoms)
+    known, edges = _known.get(index, (None, None))
+    if known != (index._version, atoms):
+        edges = _sorted_edges(index, atoms)
+        _known[index] = (index._version, atoms), edges
+    return edges
+
+
+def _sorted_edges(index: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(index, minlength=atoms)
     return torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)), torch.argsort(index, stable=True)
