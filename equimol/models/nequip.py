@@ -19,7 +19,8 @@ from equimol.nn import DegreeLinear, ElementLinear, polynomial_envelope, xplor_e
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.o3 import Block, Layout, format_irreps, parse_irreps, spherical_harmonics, split_blocks, wigner_3j
 from equimol.ops import CoupledSum, PathRows, coupled_sum, gather, plain_coupled_sum
-from equimol.ops.kernels import has_operator, is_traced
+from equimol.ops.kernels import has_kernel, has_operator
+from equimol.ops.tabulated import EdgeBlock, edge_blocks, tabulated_sum
 
 KNOTS = 513  # of each piece of a table over the distance, where splines are as exact as float32
 TERMS = ("embedding", "linear_up", "linear_sums", "readout")  # what may have a bias for each data set
@@ -182,7 +183,7 @@ class NequIP(ConfiguredPotential):
             degrees = [l for l in range(self.config.lmax_edge + 1) for _ in range(2 * l + 1)]
             harmonics = harmonics * distances[:, None] ** distances.new_tensor(degrees)
         features = self.embedding_bias(gather(self.embedding, species), data_set)
-        for layer, weights in zip(self.layers, self.radial(distances), strict=True):
+        for layer, weights in zip(self.layers, self.radial(distances, senders, receivers, len(numbers)), strict=True):
             features = layer(features, species, data_set, harmonics, weights, senders, receivers)
         energies = self.readout(self.readout_bias(self.readout_hidden(features), data_set))[:, 0]
         return energies * self.element_scales[data_set, species], features
@@ -216,7 +217,7 @@ class Layer(nn.Module):
         species: Int[Tensor, " atoms"],
         data_set: Int[Tensor, " atoms"],
         harmonics: Float[Tensor, "edges harmonics"],
-        weights: list[Float[Tensor, "edges _ _"]],
+        weights: list[Float[Tensor, "edges _ _"]] | list[Tabulated],
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
@@ -283,15 +284,18 @@ class Convolution(nn.Module):
         self,
         features: Float[Tensor, "atoms dim"],
         harmonics: Float[Tensor, "edges harmonics"],
-        weights: list[Float[Tensor, "edges _ _"]],
+        weights: list[Float[Tensor, "edges _ _"]] | list[Tabulated],
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
-        sum_up = coupled_sum if has_operator("convolution", features) and not is_traced() else plain_coupled_sum
+        sum_up = coupled_sum if has_operator("convolution", features) else plain_coupled_sum
         blocks, found = split_blocks(features, self.in_layout), []
         for group, of_group in zip(self.groups, weights, strict=True):
-            x = [blocks[i] for i in group.blocks]
-            found.append(sum_up(group.form, x[0] if len(x) == 1 else torch.cat(x, 1), harmonics, of_group, senders, receivers))
+            x = torch.cat([blocks[i] for i in group.blocks], 1)
+            if isinstance(of_group, Tabulated):
+                found.append(tabulated_sum(group.form, x, harmonics, of_group.table, *of_group.at, of_group.blocks))
+            else:
+                found.append(sum_up(group.form, x, harmonics, of_group, senders, receivers))
         out = []
         for block in self.out:
             kind = block.l, block.parity
@@ -390,6 +394,14 @@ class RadialBasis(nn.Module):
         return CubicWeights(rows, weights).inside(distances < self.config.cutoff)
 
 
+class Tabulated(NamedTuple):
+    """Weights of edges for a group of paths that are not looked up yet."""
+
+    table: Float[Tensor, "knots columns"]
+    at: CubicWeights
+    blocks: list[EdgeBlock]
+
+
 class RadialWeights(nn.Module):
     """The weights of edges for every layer, functions of the distance: perceptrons, or tables once frozen, but not in float64."""
 
@@ -398,12 +410,21 @@ class RadialWeights(nn.Module):
         self.basis = RadialBasis(config)
         self.networks = nn.ModuleList(RadialNetwork(config, of_layer) for of_layer in shapes)
         self.is_frozen = False
+        self.columns = max(paths * channels for of_layer in shapes for paths, channels in of_layer)
 
-    def forward(self, distances: Float[Tensor, " edges"]) -> Iterator[list[Float[Tensor, "edges _ _"]]]:
-        tabulated = self.is_frozen and distances.dtype != torch.float64  # which a table does not reach
-        radial = self.basis.pieces(distances) if tabulated else self.basis(distances)
+    def forward(
+        self, distances: Float[Tensor, " edges"], senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int
+    ) -> Iterator[list[Float[Tensor, "edges _ _"]] | list[Tabulated]]:
+        if not self.is_frozen or distances.dtype == torch.float64:  # which a table does not reach
+            radial = self.basis(distances)
+            for network in self.networks:
+                yield network(radial)
+            return
+        at = self.basis.pieces(distances)
+        by_blocks = distances.device.type == "cpu" and has_kernel("convolution", distances)
+        blocks = edge_blocks(senders, receivers, atoms, self.columns) if by_blocks else []
         for network in self.networks:
-            yield network.look_up(radial) if tabulated else network(radial)
+            yield [Tabulated(table, at, blocks) for table in network.tables] if by_blocks else network.look_up(at)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -425,6 +446,11 @@ class RadialNetwork(nn.Module):
         for n in range(len(self.last)):
             self.register_buffer(f"table_{n}", None, persistent=False)
 
+    @property
+    def tables(self) -> list[Float[Tensor, "knots columns"]]:
+        """Of each group, once they are filled."""
+        return [getattr(self, f"table_{n}") for n in range(len(self.last))]
+
     def forward(self, x: Float[Tensor, "edges basis"]) -> list[Float[Tensor, "edges _ _"]]:
         for weight in self.hidden:
             x = self.activation(x @ (weight / len(weight) ** 0.5))
@@ -432,7 +458,7 @@ class RadialNetwork(nn.Module):
 
     def look_up(self, at: CubicWeights) -> list[Float[Tensor, "edges _ _"]]:
         """The same from tables."""
-        return [look_up(getattr(self, f"table_{n}"), at).unflatten(-1, shape) for n, shape in enumerate(self.shapes)]
+        return [look_up(table, at).unflatten(-1, shape) for table, shape in zip(self.tables, self.shapes, strict=True)]
 
     def tabulate(self, pieces: list[Float[Tensor, "knots basis"]]) -> None:
         """Fill tables from the basis at the knots of each piece, in float64."""

@@ -71,12 +71,12 @@ class CoupledSum(Form):
         for n, (name, arrays) in enumerate(_KERNELS.items()):
             if not wanted[n]:
                 continue
-            kernel = self._kernel(name, like)
+            kernel = self.kernel(name, like)
             # Those by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay.
             if n == 0:
-                domain = atoms, channels, *_edges_of(senders, atoms), receivers
+                domain = atoms, channels, *edges_of(senders, atoms), receivers
             elif n == 3 or isinstance(kernel, CudaKernel):
-                domain = atoms, channels, *_edges_of(receivers, atoms), senders
+                domain = atoms, channels, *edges_of(receivers, atoms), senders
             else:
                 domain = edges, channels, senders, receivers
             run(kernel, *domain, *(arguments["xywg".index(array)] for array in arrays), found[n])
@@ -94,7 +94,8 @@ class CoupledSum(Form):
             found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
         return [next(found) if want else None for want in wanted]
 
-    def _kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
+    def kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
+        """Of the derivative of that name, by features, harmonics, weights or sums, for such tensors."""
         key = name, like.dtype, like.device.type
         if key not in self._kernels:
             self._kernels[key] = find_kernel("convolution", name, like, *self.settings)
@@ -150,7 +151,7 @@ def plain_coupled_sum(
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of senders and receivers, which all layers of a model share: their edges by atoms
 
 
-def _edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
+def edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
     """Where the edges of each atom begin in their order, and the edges in this order. Found once for a tensor that does not change."""
     if index.is_inference():  # nobody counts its changes
         return _sorted_edges(index, atoms)
