@@ -6,8 +6,9 @@
 Both take the checkpoints from the peer's package (pip install sevenn==0.13.0 in an environment of its own) and float32.
 `parity`: energies, forces and stress of structures of MAD (shared/data/mad_1k, those of known elements and few enough atoms), each
 model in processes of its own; the tables of the frozen model included. `speed`: calls of the ASE calculators, neighbour lists included,
-atoms moving a little from call to call; the two take turns, the first round warms up; medians and their ratio. Structures are 192 atoms
-of water (shared/data/deepmd_water) and rattled CaTiO3 with 135 atoms. It ends with status 1 where `parity` exceeds the tolerances.
+atoms moving a little from call to call, as in molecular dynamics (ours keeps its list while none has moved half a skin, theirs is made
+anew); the two take turns, the first round warms up; medians and their ratio. Structures are 192 atoms of water
+(shared/data/deepmd_water) and rattled CaTiO3 with 135 atoms. It ends with status 1 where `parity` exceeds the tolerances.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def main() -> int:
     args = parser.parse_args()
     args.models = args.models or (list(CHECKPOINTS) if args.command == "parity" else list(CHECKPOINTS)[:1])
     where = "import sevenn, pathlib; print(pathlib.Path(sevenn.__file__).parent / 'pretrained_potentials')"
-    found = subprocess.run([args.peer_python, "-W", "ignore", "-c", where], capture_output=True, text=True, check=True)
+    found = subprocess.run([args.peer_python, "-I", "-W", "ignore", "-c", where], capture_output=True, text=True, check=True)
     package = Path(found.stdout.split("\n")[-2])
     return 0 if {"parity": parity, "speed": speed}[args.command](args, package) else 1
 
