@@ -268,9 +268,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "code", choices=("fairchem", "deepmd", "mace"), help="what wrote the file: fairchem (EScAIP, AllScAIP), deepmd (DPA3) or mace"
-    )
+    codes = "what wrote the file: fairchem (EScAIP, AllScAIP), deepmd (DPA3), mace (MACE) or sevenn (SevenNet)"
+    parser.add_argument("code", choices=("fairchem", "deepmd", "mace", "sevenn"), help=codes)
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="a checkpoint, state dict or model of torch.save, or a frozen model of deepmd"
     )
@@ -279,7 +278,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
         "for a file of fairchem that holds weights alone: settings of the backbone, by themselves or as `backbone:` or `model: backbone:`"
     )
     parser.add_argument("--settings", type=Path, metavar="YAML", help=given)
-    parser.add_argument("--branch", metavar="NAME", help="which model, of a file of deepmd with several, or which head, of one of mace")
+    which = "which model, of a file of deepmd with several; which head, of one of mace; which modal, of one of sevenn"
+    parser.add_argument("--branch", metavar="NAME", help=which)
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -290,17 +290,18 @@ def _convert(options: argparse.Namespace) -> None:
     from equimol.convert.deepmd import read_deepmd
     from equimol.convert.fairchem import read_fairchem
     from equimol.convert.mace import read_mace
+    from equimol.convert.sevenn import read_sevenn
     from equimol.info import describe_potential
     from equimol.models import save
 
     if options.settings and options.code != "fairchem":
         raise ValueError(f"--settings is for files of fairchem, got {options.code}; leave it out")
     if options.branch and options.code == "fairchem":
-        raise ValueError(f"--branch is for files of deepmd and mace, got {options.code}; leave it out")
+        raise ValueError("--branch is for files of deepmd, mace and sevenn, got fairchem; leave it out")
     if options.code == "fairchem":
         model = read_fairchem(options.file, _backbone_settings(options.settings) if options.settings else None)
     else:
-        model = (read_deepmd if options.code == "deepmd" else read_mace)(options.file, options.branch)
+        model = {"deepmd": read_deepmd, "mace": read_mace, "sevenn": read_sevenn}[options.code](options.file, options.branch)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save(model, options.out, {"notes": f"converted from {options.file.name} of {options.code}"})
     print(f"{options.out}: {describe_potential(model)}")
@@ -378,7 +379,8 @@ COMMANDS = {
         "  equimol convert fairchem inference_ckpt.pt escaip.equimol\n"
         "  equimol convert fairchem state_dict.pt escaip.equimol --settings backbone.yaml\n"
         "  equimol convert deepmd model.ckpt.pt dpa3.equimol --branch Metals\n"
-        "  equimol convert mace foundation.model mace.equimol",
+        "  equimol convert mace foundation.model mace.equimol\n"
+        "  equimol convert sevenn checkpoint_sevennet_0.pth sevennet-0.equimol",
     ),
     "bench": (
         _bench_arguments,

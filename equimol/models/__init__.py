@@ -25,6 +25,8 @@ from equimol.models.file import load, save
 from equimol.models.lennard_jones import LennardJones, LennardJonesConfig
 from equimol.models.mace import MACE, MACEConfig
 from equimol.models.mace import PRESETS as MACE_PRESETS
+from equimol.models.nequip import PRESETS as NEQUIP_PRESETS
+from equimol.models.nequip import NequIP, NequIPConfig
 from equimol.models.scale_shift_mace import PRESETS as SCALE_SHIFT_MACE_PRESETS
 from equimol.models.scale_shift_mace import ScaleShiftMACE, ScaleShiftMACEConfig
 from equimol.models.zbl import ZBL, ZBLConfig
@@ -32,8 +34,9 @@ from equimol.models.zbl import ZBL, ZBLConfig
 __all__ = [
     "MACE", "MODELS", "ZBL", "AllScAIP", "AllScAIPConfig", "AllScAIPDirect", "ConservativePotential", "DirectPotential", "EScAIP",
     "EScAIPConfig", "EScAIPDirect", "EScAIPV1", "EScAIPV1Config", "EScAIPV1Direct", "LennardJones", "LennardJonesConfig", "MACEConfig",
-    "ModelEntry", "Potential", "References", "ScaleShiftMACE", "ScaleShiftMACEConfig", "Shifted", "ShiftedDirect", "Sum", "ZBLConfig",
-    "build", "build_model", "by_number", "core", "data_sets", "find_device", "for_data_set", "is_by_data_set", "load", "save",
+    "ModelEntry", "NequIP", "NequIPConfig", "Potential", "References", "ScaleShiftMACE", "ScaleShiftMACEConfig", "Shifted",
+    "ShiftedDirect", "Sum", "ZBLConfig", "build", "build_model", "by_number", "core", "data_sets", "find_device", "for_data_set",
+    "is_by_data_set", "load", "save",
 ]  # fmt: skip
 
 
@@ -58,6 +61,7 @@ _ESCAIP_TRAINING = {"cutoff": 6.0, "learning_rate": 2e-3, "loss_function": "mae"
 MODELS: dict[str, ModelEntry] = {
     "mace": ModelEntry(MACE, MACEConfig, MACE_PRESETS),
     "scale_shift_mace": ModelEntry(ScaleShiftMACE, ScaleShiftMACEConfig, SCALE_SHIFT_MACE_PRESETS),
+    "nequip": ModelEntry(NequIP, NequIPConfig, NEQUIP_PRESETS),
     "escaip": ModelEntry(EScAIP, EScAIPConfig, ESCAIP_PRESETS, _ESCAIP_TRAINING),
     "escaip_direct": ModelEntry(EScAIPDirect, EScAIPConfig, ESCAIP_PRESETS, _ESCAIP_TRAINING),
     "escaip_v1": ModelEntry(EScAIPV1, EScAIPV1Config, _ESCAIP_V1_PRESETS),

@@ -66,7 +66,7 @@ class _Shift(Potential):
         if self.data_sets and len(self.data_sets) != getattr(getattr(core(inner), "config", None), "data_sets", 0):
             raise ValueError(
                 f"references of {len(self.data_sets)} data sets need a model of as many, which is told them apart: "
-                f"dpa3 or scale_shift_mace with data_sets={len(self.data_sets)}"
+                f"dpa3, nequip or scale_shift_mace with data_sets={len(self.data_sets)}"
             )
         self.references = dict(zip(self.data_sets, tables, strict=True)) if self.data_sets else tables[0]
         self.inner, self.scale, self.shift = inner, float(scale), float(shift)

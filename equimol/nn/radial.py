@@ -19,6 +19,16 @@ def polynomial_envelope(distance: Float[Tensor, " edges"], cutoff: float, order:
     return torch.where(x < 1, (1 - x) ** 3 * series, 0)
 
 
+def xplor_envelope(distance: Float[Tensor, " edges"], start: float, cutoff: float) -> Float[Tensor, " edges"]:
+    """1 up to ``start``, falling to 0 at the cutoff and beyond. Its first derivative is continuous, its second jumps at both ends.
+
+    (c - s)^2 (c + 2 s - 3 a) / (c - a)^3 of the squares s = d^2, a = start^2, c = cutoff^2: XPLOR's switching function, as in HOOMD-blue.
+    """
+    s, a, c = distance * distance, start * start, cutoff * cutoff
+    falling = (c - s) ** 2 * (c + 2 * s - 3 * a) / (c - a) ** 3
+    return torch.where(distance < start, 1, torch.where(distance < cutoff, falling, 0))
+
+
 class BesselBasis(nn.Module):
     """Radial Bessel functions under a polynomial envelope (Gasteiger et al. 2020, eq. 7): [edges] -> [edges, size].
 

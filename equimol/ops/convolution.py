@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from equimol.ops.cuda_code import CudaKernel
 from equimol.ops.kernels import find_kernel, has_kernel, run
@@ -65,11 +65,10 @@ class CoupledSum(Form):
         require_within(atoms, senders=senders, receivers=receivers)
         for n, want in enumerate(wanted):
             found[n] = like.new_empty(shapes[n]) if want else None
-        edges_of = cache(edges_by_atom)  # two derivatives may share it
         for n, (name, arrays) in enumerate(_KERNELS.items()):
             if not wanted[n]:
                 continue
-            kernel = self._kernel(name, like)
+            kernel = self.kernel(name, like)
             # Those by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay.
             if n == 0:
                 domain = atoms, channels, *edges_of(senders, atoms), receivers
@@ -92,7 +91,8 @@ class CoupledSum(Form):
             found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
         return [next(found) if want else None for want in wanted]
 
-    def _kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
+    def kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
+        """Of the derivative of that name, by features, harmonics, weights or sums, for such tensors."""
         key = name, like.dtype, like.device.type
         if key not in self._kernels:
             self._kernels[key] = find_kernel("convolution", name, like, *self.settings)
@@ -130,13 +130,13 @@ class TabulatedSum(Form):
             return find_kernel("convolution", f"tabulated_{name}", like, *self.settings)
 
         if wanted[0]:
-            run(kernel("by_features"), atoms, channels, *edges_by_atom(senders, atoms), receivers, first_rows, table, g, y, b, found[0])
+            run(kernel("by_features"), atoms, channels, *edges_of(senders, atoms), receivers, first_rows, table, g, y, b, found[0])
         if wanted[1] or wanted[2]:
             of_y, of_b = (like.new_empty(shape) if part is None else part for shape, part in zip(shapes[1:3], found[1:3], strict=True))
             y, b = (like.new_zeros(shape) if part is None else part for shape, part in zip(shapes[1:3], (y, b), strict=True))
             run(kernel("by_edges"), edges, channels, senders, receivers, first_rows, table, x, y, b, g, of_y, of_b)
         if wanted[3]:
-            run(kernel("by_sums"), atoms, channels, *edges_by_atom(receivers, atoms), senders, first_rows, table, x, y, b, found[3])
+            run(kernel("by_sums"), atoms, channels, *edges_of(receivers, atoms), senders, first_rows, table, x, y, b, found[3])
         return found
 
     def plain_derivatives(self, arguments, constants, wanted):
@@ -242,7 +242,20 @@ def plain_coupled_sum(
     return scatter_sum(torch.stack(rows, 1), receivers, len(features))
 
 
-def edges_by_atom(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
-    """Where the edges of each atom begin in their order, and the edges in this order."""
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of senders and receivers, which all layers of a model share: their edges by atoms
+
+
+def edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
+    """Where the edges of each atom begin in their order, and the edges in this order. Found once for a tensor that does not change."""
+    if index.is_inference():  # nobody counts its changes
+        return _sorted_edges(index, atoms)
+    known, edges = _known.get(index, (None, None))
+    if known != (index._version, atoms):
+        edges = _sorted_edges(index, atoms)
+        _known[index] = (index._version, atoms), edges
+    return edges
+
+
+def _sorted_edges(index: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(index, minlength=atoms)
     return torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)), torch.argsort(index, stable=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equimol.ops.convolution import edges_by_atom, require_within
+from equimol.ops.convolution import edges_of, require_within
 from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import Form, form_derivatives
 from equimol.ops.scatter import gather, scatter_sum
@@ -76,7 +76,6 @@ class FilteredSum(Form):
         description = self.terms, (samples.shape[1], signals, _signals_out(self.terms)), points, degrees, rank
         flat, found = table.flatten(1), [None] * 4
         zonal = torch.mm(harmonics, flat)
-        edges_of = cache(edges_by_atom)  # two derivatives may share it
 
         def launch(name: str, *domain_and_arrays) -> None:
             run(find_kernel("filters", name, weights, *description), *domain_and_arrays)

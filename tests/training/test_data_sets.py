@@ -90,7 +90,7 @@ def test_frames_are_drawn_in_the_shares_asked_for():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": "mace"}, "several data sets need a model that tells them apart: scale_shift_mace, dpa3, got mace"),
+        ({"model": "mace"}, "several data sets need a model that tells them apart: scale_shift_mace, nequip, dpa3, got mace"),
         ({"sampling": {"plain": 1}}, "sampling must be a positive number for each data set, or for none"),
         ({"sampling": {"plan": 1, "shifted": 1}}, r"sampling must be by data set with the names in data \(plain, shifted\)"),
         ({"valid": {"plan": 0.1}}, "valid must be by data set with the names in data"),
