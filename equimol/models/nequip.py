@@ -18,9 +18,8 @@ from equimol.models.base import ConfiguredPotential, data_set_indices
 from equimol.nn import DegreeLinear, ElementLinear, polynomial_envelope, xplor_envelope
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.o3 import Block, Layout, format_irreps, parse_irreps, spherical_harmonics, split_blocks, wigner_3j
-from equimol.ops import CoupledSum, PathRows, coupled_sum, gather, plain_coupled_sum
+from equimol.ops import CoupledSum, PathRows, TabulatedSum, coupled_sum, gather, plain_coupled_sum, tabulated_sum
 from equimol.ops.kernels import has_kernel, has_operator
-from equimol.ops.tabulated import EdgeBlock, edge_blocks, tabulated_sum
 
 KNOTS = 513  # of each piece of a table over the distance, where splines are as exact as float32
 TERMS = ("embedding", "linear_up", "linear_sums", "readout")  # what may have a bias for each data set
@@ -183,7 +182,7 @@ class NequIP(ConfiguredPotential):
             degrees = [l for l in range(self.config.lmax_edge + 1) for _ in range(2 * l + 1)]
             harmonics = harmonics * distances[:, None] ** distances.new_tensor(degrees)
         features = self.embedding_bias(gather(self.embedding, species), data_set)
-        for layer, weights in zip(self.layers, self.radial(distances, senders, receivers, len(numbers)), strict=True):
+        for layer, weights in zip(self.layers, self.radial(distances), strict=True):
             features = layer(features, species, data_set, harmonics, weights, senders, receivers)
         energies = self.readout(self.readout_bias(self.readout_hidden(features), data_set))[:, 0]
         return energies * self.element_scales[data_set, species], features
@@ -293,7 +292,7 @@ class Convolution(nn.Module):
         for group, of_group in zip(self.groups, weights, strict=True):
             x = torch.cat([blocks[i] for i in group.blocks], 1)
             if isinstance(of_group, Tabulated):
-                found.append(tabulated_sum(group.form, x, harmonics, of_group.table, *of_group.at, of_group.blocks))
+                found.append(tabulated_sum(group.tabulated, x, harmonics, *of_group, senders, receivers))
             else:
                 found.append(sum_up(group.form, x, harmonics, of_group, senders, receivers))
         out = []
@@ -325,6 +324,7 @@ class PathGroup(NamedTuple):
     paths: list[Coupling]
     rows: dict[tuple[int, int], slice]
     form: CoupledSum | None
+    tabulated: TabulatedSum | None
 
     def paths_into(self, kind: tuple[int, int]) -> list[Coupling]:
         return [path for path in self.paths if (path.l3, path.p3) == kind]
@@ -351,7 +351,8 @@ def _group(layout: Layout, channels: int, lmax_edge: int, edge_parity: int, kind
             rows[l3, p3] = slice(sums, sums + (2 * l3 + 1) * len(members))
             sums += (2 * l3 + 1) * len(members)
     height = sum(2 * layout[i].l + 1 for i in blocks)
-    return PathGroup(channels, blocks, paths, rows, CoupledSum(described, height, (lmax_edge + 1) ** 2, sums) if paths else None)
+    forms = (kind(described, height, (lmax_edge + 1) ** 2, sums) if paths else None for kind in (CoupledSum, TabulatedSum))
+    return PathGroup(channels, blocks, paths, rows, *forms)
 
 
 class RadialBasis(nn.Module):
@@ -395,11 +396,11 @@ class RadialBasis(nn.Module):
 
 
 class Tabulated(NamedTuple):
-    """Weights of edges for a group of paths that are not looked up yet."""
+    """Weights of edges for a group of paths that are not looked up yet: four rows of a table, from the first one on, and their shares."""
 
-    table: Float[Tensor, "knots columns"]
-    at: CubicWeights
-    blocks: list[EdgeBlock]
+    table: Float[Tensor, "knots paths channels"]
+    first_rows: Int[Tensor, " edges"]
+    blend: Float[Tensor, "edges 4"]
 
 
 class RadialWeights(nn.Module):
@@ -410,21 +411,21 @@ class RadialWeights(nn.Module):
         self.basis = RadialBasis(config)
         self.networks = nn.ModuleList(RadialNetwork(config, of_layer) for of_layer in shapes)
         self.is_frozen = False
-        self.columns = max(paths * channels for of_layer in shapes for paths, channels in of_layer)
 
-    def forward(
-        self, distances: Float[Tensor, " edges"], senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], atoms: int
-    ) -> Iterator[list[Float[Tensor, "edges _ _"]] | list[Tabulated]]:
+    def forward(self, distances: Float[Tensor, " edges"]) -> Iterator[list[Float[Tensor, "edges _ _"]] | list[Tabulated]]:
         if not self.is_frozen or distances.dtype == torch.float64:  # which a table does not reach
             radial = self.basis(distances)
             for network in self.networks:
                 yield network(radial)
             return
         at = self.basis.pieces(distances)
-        by_blocks = distances.device.type == "cpu" and has_kernel("convolution", distances)
-        blocks = edge_blocks(senders, receivers, atoms, self.columns) if by_blocks else []
+        later, first_rows = distances.device.type == "cpu" and has_kernel("convolution", distances), at.rows[:, 0].contiguous()
         for network in self.networks:
-            yield [Tabulated(table, at, blocks) for table in network.tables] if by_blocks else network.look_up(at)
+            if later:
+                tables = (table.unflatten(1, shape) for table, shape in zip(network.tables, network.shapes, strict=True))
+                yield [Tabulated(table, first_rows, at.weights) for table in tables]
+            else:
+                yield network.look_up(at)
 
     @torch.no_grad()
     def freeze(self) -> None:
