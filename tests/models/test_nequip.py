@@ -118,8 +118,8 @@ def test_tables_are_as_exact_as_float32(envelope):
     exact = model_of("nano", envelope=envelope)
     frozen = copy.deepcopy(exact).float().freeze()
     distances = torch.tensor([0.7, 1.3, 2.9, 4.49, 4.5, 4.500001, 4.51, 4.97, 4.999, 5.0, 5.4]).double()
-    at, nobody = frozen.radial.basis.pieces(distances.float()), torch.zeros(len(distances), dtype=torch.long)
-    for network, expected in zip(frozen.radial.networks, exact.radial(distances, nobody, nobody, 1), strict=True):
+    at = frozen.radial.basis.pieces(distances.float())
+    for network, expected in zip(frozen.radial.networks, exact.radial(distances), strict=True):
         for ours, theirs in zip(network.look_up(at), expected, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=3e-6 * float(theirs.detach().abs().max()))
             assert not ours[-2:].any()
