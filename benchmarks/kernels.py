@@ -1,6 +1,7 @@
 """What do the compiled kernels gain, in whole models and one by one, next to PyTorch's operations and e3nn's `uvu` product with a scatter?
 
     python benchmarks/kernels.py [--edges 5000 50000] [--quick] [--only "grid product"]      # to results/kernels.csv
+    python benchmarks/kernels.py memory [--edges 50000]     # of the convolution's second derivatives, to results/kernels_memory.csv
     python benchmarks/kernels.py table
 
 The convolution is MACE's: features of degrees 0..l, harmonics to degree 3, a weight per path, channel and edge, 20 edges at an atom, all
@@ -17,7 +18,10 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -78,7 +82,7 @@ def second_derivative(call: Callable, inputs: list[torch.Tensor], constants: tup
     return step
 
 
-def convolution(channels: int, lmax: int, edges: int) -> tuple[dict[str, Callable], list[torch.Tensor]]:
+def convolution(channels: int, lmax: int, edges: int, check: bool = True) -> tuple[dict[str, Callable], list[torch.Tensor]]:
     from e3nn import o3
 
     ours = ClebschGordanConvolution(natural_layout(lmax, channels), 3, 3)
@@ -101,13 +105,16 @@ def convolution(channels: int, lmax: int, edges: int) -> tuple[dict[str, Callabl
         messages = product(x[senders], y, w.flatten(1))
         return messages.new_zeros(atoms, messages.shape[1]).index_add(0, receivers, messages)
 
+    calls = {"kernel": plain, "PyTorch": plain, "e3nn": peer}
+    if not check:
+        return calls, inputs
     x, y, w = inputs
     kernel, reference = (with_kernels(CHOICES[who], plain)(*inputs) for who in ("kernel", "PyTorch"))
     theirs = peer(to_e3nn(x, ours.in_layout), y, w)
     scale = float(reference.abs().max())
     if float((kernel - reference).abs().max()) > 1e-5 * scale or abs(float(theirs.norm() / reference.norm()) - 1) > 1e-4:
         raise SystemExit("the convolutions disagree: nothing is timed")
-    return {"kernel": plain, "PyTorch": plain, "e3nn": peer}, inputs
+    return calls, inputs
 
 
 def tile() -> tuple[dict[str, Callable], list[torch.Tensor]]:
@@ -225,6 +232,33 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
     append_rows(RESULTS, rows)
 
 
+def memory(edges: list[int]) -> None:
+    """How far the peak of a process rises by the convolution and its second derivatives, each contender in one of its own."""
+    rows = []
+    for count in edges:
+        for channels, lmax in SIZES:
+            found = {}
+            for who in ("kernel", "e3nn"):
+                command = [sys.executable, "-W", "ignore", __file__, "peak", "--case", who, str(channels), str(lmax), str(count)]
+                found[who] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            case = f"convolution, {channels} channels, degrees 0..{lmax}, {count} edges"
+            for who, megabytes in found.items():
+                rows.append({"case": case, "by": who, "peak_mb": megabytes, "share_of_e3nn": round(megabytes / found["e3nn"], 3)})
+                print(rows[-1], flush=True)
+    append_rows(RESULTS.with_name("kernels_memory.csv"), [row | describe_surroundings(torch.float32) for row in rows])
+
+
+def peak(who: str, channels: int, lmax: int, edges: int) -> None:
+    """Prints the rise in MB, by the second call: the first compiles."""
+    calls, inputs = convolution(channels, lmax, NEIGHBORS)
+    step = with_kernels(CHOICES[who], second_derivative(calls[who], inputs, ()))
+    step(*inputs)
+    calls, inputs = convolution(channels, lmax, edges, check=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with_kernels(CHOICES[who], second_derivative(calls[who], inputs, ()))(*inputs)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
 def table() -> None:
     """The last row of each case, mode and contender, as Markdown."""
     with open(RESULTS, newline="") as file:
@@ -238,15 +272,21 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=("measure", "table"), default="measure")
+    parser.add_argument("command", nargs="?", choices=("measure", "memory", "table", "peak"), default="measure")
     parser.add_argument("--edges", type=int, nargs="+", default=[5000, 50000])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.command == "table":
-        table()
-    else:
-        measure(args.edges, args.quick, args.only)
+    match args.command:
+        case "table":
+            table()
+        case "memory":
+            memory(args.edges)
+        case "peak":
+            peak(args.case[0], *map(int, args.case[1:]))
+        case _:
+            measure(args.edges, args.quick, args.only)
 
 
 if __name__ == "__main__":
