@@ -195,6 +195,8 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     stated = "what the files are in, where their format does not say it, such as energy=hartree stress=-kbar (the minus turns the sign)"
     parser.add_argument("--units", nargs="+", default=[], metavar="quantity=unit", help=stated)
     parser.add_argument("--limit", type=int, metavar="N", help="check: look at the first N structures of each file (default: all)")
+    held = "pack: atoms whose forces do not count, as the setting of a training says (default: %(default)s)"
+    parser.add_argument("--fixed", choices=("auto", "tags", "none"), default="auto", help=held)
     parser.add_argument("--skip-bad", action="store_true", help="pack: leave out records that cannot be used, and list them")
     parser.add_argument("--cutoff", type=float, metavar="Å", help="pack: store neighbour lists, for models of this cutoff or a smaller one")
 
@@ -211,7 +213,8 @@ def _data(options: argparse.Namespace) -> int:
         raise ValueError("pack needs files to read and, last, the file to write: equimol data pack train.xyz train.eqpack")
     from equimol.data.pack import pack
 
-    print(pack(options.files[:-1], options.files[-1], keys, units=units, cutoff=options.cutoff, skip_bad=options.skip_bad))
+    more = {"units": units, "fixed": options.fixed, "cutoff": options.cutoff, "skip_bad": options.skip_bad}
+    print(pack(options.files[:-1], options.files[-1], keys, **more))
     return 0
 
 

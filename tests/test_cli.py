@@ -169,7 +169,7 @@ def test_evaluate_takes_the_keys_of_the_model_or_those_named(data_path, elsewher
         with np.load("p.npz") as arrays:
             assert arrays["energy_true"].tolist() == [energy] * 3
     assert "'mine' as energy: the model was trained on that key" in capsys.readouterr().out
-    assert "--keys are written name=key" in error_of(capsys, "evaluate", "keys.equimol", "keys.xyz", "--keys", "energy")
+    assert "--keys are written name=value" in error_of(capsys, "evaluate", "keys.equimol", "keys.xyz", "--keys", "energy")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

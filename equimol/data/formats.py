@@ -21,6 +21,7 @@ from equimol.data.lmdb_formats import open_lmdb
 from equimol.data.mptrj_formats import read_json
 from equimol.data.npz_formats import NpzFile
 from equimol.data.oc20_formats import read_s2ef, reference_file
+from equimol.data.packed import SUFFIX, PackFile
 from equimol.data.record_file import RecordFile, in_order
 
 
@@ -57,6 +58,7 @@ FORMATS: dict[str, Format] = {
     ".h5": HDF5,
     ".npz": Format(open=NpzFile),  # MD17, MD22, rMD17
     ".json": Format(read=read_json, unpacks=True),  # MPtrj
+    SUFFIX: Format(open=PackFile),  # of `equimol data pack`
 }
 
 

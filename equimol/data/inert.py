@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,12 @@ class InertUnpickler(pickle.Unpickler):
             return _SAFE[module, name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        return type(name, (Inert,), {"class_name": f"{module}.{name}"})
+        return _kind(module, name)
+
+
+@lru_cache(maxsize=1000)  # a new class for each record of a large file would fill the memory
+def _kind(module: str, name: str) -> type[Inert]:
+    return type(name, (Inert,), {"class_name": f"{module}.{name}"})
 
 
 def loads(content: bytes) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from equimol.data.errors import DataError
-from equimol.data.frame import Frame
+from equimol.data.frame import Frame, Neighbors
 from equimol.data.neighbors import has_volume
 from equimol.data.properties import INPUTS, PROPERTIES
 from equimol.data.units import OURS, factor, stated
@@ -51,6 +51,7 @@ class Record:
     values: dict[str, Any]
     source: str
     units: Mapping[str, str] = field(default_factory=dict)  # length, energy, forces, stress
+    neighbors: Neighbors | None = None  # in Å
 
 
 @dataclass
@@ -316,7 +317,8 @@ def _frame(record: Record, used: Mapping[str, str], fixed: str, units: Mapping[s
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in record.values.items()}
     info = {key: value for key, value in plain.items() if key not in used.values() and isinstance(value, (str, int, float))}
     info |= {name: float(_numbers(record, used[name])) for name in INPUTS if _is_scalar(record.values.get(used.get(name)))}
-    return Frame(record.numbers, positions, cell, record.pbc, labels, info, record.source, _held(record, fixed))
+    neighbors = record.neighbors if length == 1.0 else None
+    return Frame(record.numbers, positions, cell, record.pbc, labels, info, record.source, _held(record, fixed), neighbors)
 
 
 def _held(record: Record, fixed: str) -> np.ndarray | None:
