@@ -5,7 +5,8 @@
 A set of that many shaken crystals is written as extxyz, ASE database, ASE's LMDB and packed file, with and without neighbour lists. What is
 read is compared with what was written before anything is timed. Rows: format, structures per second (median and quartiles of five
 rounds), and the ratio to extxyz, which is read from the start as it must be. `graphs` counts neighbour search (or its absence) too. The
-file has just been written and lies in memory: this is the speed of the reader, not of the disk.
+file has just been written and lies in memory: this is the speed of the reader, not of the disk. Seconds are those of the processor, so
+that other programs beside it do not count.
 Appends to benchmarks/results/data_pack.csv.
 """
 
@@ -54,9 +55,9 @@ def measure(folder: Path, frames: int, atoms: int, rounds: int) -> list[dict]:
     """Write the set in every format, check what is read, and time it."""
     write_extxyz(folder / "set.xyz", structures(frames, atoms))
     write_aselmdb(folder / "set.aselmdb", structures(frames, atoms))
-    began = time.perf_counter()
+    began = time.process_time()
     pack(folder / "set.xyz", folder / "set.eqpack")
-    packing = frames / (time.perf_counter() - began)
+    packing = frames / (time.process_time() - began)
     pack(folder / "set.xyz", folder / "neighbours.eqpack", cutoff=CUTOFF)
     check_contents(folder, frames, atoms)
     few = min(frames, 1000)  # of the slow ones
@@ -70,17 +71,18 @@ def measure(folder: Path, frames: int, atoms: int, rounds: int) -> list[dict]:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for seed in range(rounds + 1):  # the first warms up
         for name, (way, _) in ways.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             count = way(seed)
             if seed:
-                rates[name].append(count / (time.perf_counter() - begin))
+                rates[name].append(count / (time.process_time() - begin))
     baseline = statistics.median(rates["extxyz, from the start"])
     rows = []
     for name, found in rates.items():
         low, median, high = np.percentile(found, [25, 50, 75])
         size = (folder / ways[name][1]).stat().st_size
         row = {"format": name, "frames": frames, "atoms": atoms, "per_second": round(median), "quartiles": f"{low:.0f}-{high:.0f}"}
-        row |= {"over_extxyz": round(median / baseline, 1), "bytes_per_frame": round(size / frames), "packed_per_second": round(packing)}
+        row |= {"over_extxyz": round(float(median / baseline), 1), "bytes_per_frame": round(size / frames)}
+        row["packed_per_second"] = round(packing)
         rows.append(row | describe_surroundings(torch.float64))
         print({key: row[key] for key in ("format", "per_second", "quartiles", "over_extxyz", "bytes_per_frame")})
     return rows

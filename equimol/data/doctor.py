@@ -25,6 +25,7 @@ from equimol.data.formats import read_records
 from equimol.data.frame import Frame
 from equimol.data.labels import Choice, FrameCount, LabelReport, Record, choose_keys, make_frames, merge_reports, scan_keys
 from equimol.data.statistics import is_isolated_atom
+from equimol.data.units import stated
 
 OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "PROBLEM", "not checked"
 SAMPLE = 200  # frames that the costly measurements look at
@@ -115,6 +116,7 @@ def check(
 
     `limit` looks at the first structures of each file only. Bad records are a finding, not an error.
     """
+    stated(units or {})  # refuses what is unknown
     data = _load([paths] if isinstance(paths, (str, PathLike)) else list(paths), keys, units, limit)
     reports = [report for report in data.reports if report is not None]
     findings = [finding for judge in CHECKS for finding in judge(data)]
@@ -142,6 +144,8 @@ def _load(paths: Sequence[str | PathLike], keys: Mapping[str, str] | None, units
                 data.frames += frames
                 data.file_of += [number] * len(frames)
             except DataError as error:
+                if keys:
+                    raise
                 skipped.append(error)
         data.choices.append(choice)
         data.reports.append(report)

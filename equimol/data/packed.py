@@ -14,7 +14,9 @@ import mmap
 import struct
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,7 +127,7 @@ class PackedSet(Sequence):
         for part, (kind, items) in kinds.items():
             parts[part] = np.frombuffer(index, kind, items, begin)
             begin += parts[part].nbytes
-        self.starts, self.firsts = parts["starts"].astype(np.int64), parts["firsts"].astype(np.int64)
+        self.starts, self.firsts = parts["starts"].astype(np.int64), array("Q", parts["firsts"].tobytes())
         self.atoms, self.sums = parts["atoms"], parts["sums"]  # atoms of each frame; checksums
         self.labels = [
             (1 << (FIRST_LABEL + n), name, PROPERTIES[name]) for n, name in enumerate(self.metadata["labels"]) if name in PROPERTIES
@@ -146,7 +148,7 @@ class PackedSet(Sequence):
 
     def verify(self) -> None:
         """Check every chunk now; DataError for the first that is damaged."""
-        for first in tqdm(self.firsts[:-1].tolist(), desc=f"checking {self.path.name}", disable=None, leave=False):
+        for first in tqdm(self.firsts[:-1], desc=f"checking {self.path.name}", disable=None, leave=False):
             self._check(first)
 
     def close(self) -> None:
@@ -154,10 +156,10 @@ class PackedSet(Sequence):
 
     def _check(self, index: int) -> None:
         """Compare the checksum of the frame's chunk, once in a process."""
-        chunk = int(np.searchsorted(self.firsts, index, side="right")) - 1
+        chunk = bisect_right(self.firsts, index) - 1
         if self.checked[chunk]:
             return
-        first, last = int(self.firsts[chunk]), int(self.firsts[chunk + 1])
+        first, last = self.firsts[chunk], self.firsts[chunk + 1]
         content = memoryview(self.bytes)[int(self.starts[first]) : int(self.starts[last])]
         found = zlib.crc32(content)
         content.release()
@@ -235,10 +237,10 @@ def _decode(buffer: mmap.mmap, place: int, labels: Sequence[tuple], cutoff: floa
     positions = take("<f8", 3 * atoms).reshape(atoms, 3).copy()
     cell = take("<f8", 9).reshape(3, 3).copy() if flags >> CELL & 1 else np.zeros((3, 3))
     stated = {}
-    for bit, name, prop in labels:
+    for bit, name, row in labels:
         if flags & bit:
-            shape = prop.label_shape(atoms)
-            stated[name] = take("<f8", int(np.prod(shape, dtype=int)) if shape else 1).reshape(shape).copy()
+            shape = row.label_shape(atoms)
+            stated[name] = take("<f8", prod(shape)).reshape(shape).copy()
     neighbors = None
     if flags >> EDGES & 1:
         senders, receivers, shifts = take("<i4", edges), take("<i4", edges), take("<i2", 3 * edges)
