@@ -164,11 +164,11 @@ def _load(paths: Sequence[str | PathLike], keys: Mapping[str, str] | None, units
 
 def _check_records(data: DataSet) -> Iterable[Finding]:
     total = sum(map(len, data.records))
-    unreadable = [fault for fault, choice in ((str(fault), None) for fault in data.faults) if "no frame carries" not in fault]
-    if unreadable:
-        shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
+    faults = [str(fault) for fault in data.faults if "no frame carries" not in str(fault)]  # that is a matter of keys
+    if faults:
+        shown = "; ".join(faults[:3]) + ("; ..." if len(faults) > 3 else "")
         yield Finding(
-            "records", PROBLEM, f"{len(unreadable)} of {total + len(unreadable)}: {shown}", "mend or remove them, or read with skip_bad"
+            "records", PROBLEM, f"{len(faults)} damaged beside {total} that are read: {shown}", "mend them, or pack with --skip-bad"
         )
     else:
         yield Finding("records", OK, f"{total} structures read, none damaged, no label that is NaN or infinite")
