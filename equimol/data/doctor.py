@@ -392,6 +392,10 @@ def _check_energy_unit(data: DataSet) -> Iterable[Finding]:
                 else:
                     yield Finding("energy unit", PROBLEM, text, f"state the unit: --units energy={unit}")
                     return
+        if ratio > 2 and not texts:
+            text = f"energies are {ratio:.4g} times those of atoms with all electrons in eV, more than any method gives"
+            yield Finding("energy unit", PROBLEM, text, "state the unit: kcal/mol would give 23, kJ/mol 96 (--units energy=...)")
+            return
     work = evidence.energy_over_work(data.pairs)
     if work is not None and work.agreeing >= 0.25 and work.pairs >= 8:
         text = f"energies change by {work.slope:.3g} times the work of the forces ({work.pairs} pairs of frames, {work.agreeing:.0%} agree)"
