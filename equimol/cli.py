@@ -21,7 +21,10 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after an interruption."""
+    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after an interruption.
+
+    `equimol data check` returns 1 where it finds a problem.
+    """
     parser = make_parser()
     options, rest = parser.parse_known_args(argv)
     if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
@@ -29,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "train":
         options.words += rest  # argparse gives up on a list of words that goes on after an option
     try:
-        options.run(options)
-        return 0
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("equimol: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -151,7 +153,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".extxyz", ".xyz", ".npz"):
         raise ValueError(f"predictions go into .extxyz, .xyz or .npz, got {options.out.name!r}; choose such a name with --out")
-    keys = _parse_keys(options.keys)
+    keys = _parse_pairs("--keys", options.keys, "energy=my_energy")
     from equimol.data.atomic import write_arrays, write_atomically
     from equimol.data.formats import read
     from equimol.data.statistics import is_isolated_atom
@@ -183,14 +185,47 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"predictions in {options.out}")
 
 
-def _parse_keys(words: Sequence[str]) -> dict[str, str]:
-    keys = {}
+# --- data ------------------------------------------------------------------------------------------------------------------------
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("check", "pack"), help="check: look for faults; pack: write one file for fast training")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files or folders with structures; of pack the last one is written")
+    parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help="labels by their keys, such as energy=my_energy")
+    stated = "what the files are in, where their format does not say it, such as energy=hartree stress=-kbar (the minus turns the sign)"
+    parser.add_argument("--units", nargs="+", default=[], metavar="quantity=unit", help=stated)
+    parser.add_argument("--limit", type=int, metavar="N", help="check: look at the first N structures of each file (default: all)")
+    held = "pack: atoms whose forces do not count, as the setting of a training says (default: %(default)s)"
+    parser.add_argument("--fixed", choices=("auto", "tags", "none"), default="auto", help=held)
+    parser.add_argument("--skip-bad", action="store_true", help="pack: leave out records that cannot be used, and list them")
+    parser.add_argument("--cutoff", type=float, metavar="Å", help="pack: store neighbour lists, for models of this cutoff or a smaller one")
+
+
+def _data(options: argparse.Namespace) -> int:
+    keys, units = _parse_pairs("--keys", options.keys, "energy=my_energy"), _parse_pairs("--units", options.units, "energy=hartree")
+    if options.what == "check":
+        from equimol.data.doctor import check
+
+        diagnosis = check(options.files, keys, units, options.limit)
+        print(diagnosis)
+        return 1 if diagnosis.problems else 0
+    if len(options.files) < 2:
+        raise ValueError("pack needs files to read and, last, the file to write: equimol data pack train.xyz train.eqpack")
+    from equimol.data.pack import pack
+
+    more = {"units": units, "fixed": options.fixed, "cutoff": options.cutoff, "skip_bad": options.skip_bad}
+    print(pack(options.files[:-1], options.files[-1], keys, **more))
+    return 0
+
+
+def _parse_pairs(option: str, words: Sequence[str], example: str) -> dict[str, str]:
+    pairs = {}
     for word in words:
-        name, _, key = word.partition("=")
-        if not name or not key:
-            raise ValueError(f"--keys are written name=key, such as energy=my_energy, got {word!r}")
-        keys[name] = key
-    return keys
+        name, _, value = word.partition("=")
+        if not name or not value:
+            raise ValueError(f"{option} are written name=value, such as {example}, got {word!r}")
+        pairs[name] = value
+    return pairs
 
 
 # --- md --------------------------------------------------------------------------------------------------------------------------
@@ -364,6 +399,15 @@ COMMANDS = {
         "  equimol evaluate runs/first/model.equimol test.xyz\n"
         "  equimol evaluate model.equimol test.xyz --out test.npz --batch 32\n"
         "  equimol evaluate model.equimol test.xyz --keys energy=my_energy forces=my_forces",
+    ),
+    "data": (
+        _data_arguments,
+        _data,
+        "Look for faults in data sets, or pack them into one file that is read at random, fast, and with checksums.",
+        "  equimol data check train.xyz test.xyz\n"
+        "  equimol data check train.xyz --units energy=hartree forces=hartree/bohr --limit 5000\n"
+        "  equimol data pack train.xyz more.db train.eqpack\n"
+        "  equimol data pack s2ef_train_2M/ train.eqpack --cutoff 6 --skip-bad",
     ),
     "md": (
         _md_arguments,

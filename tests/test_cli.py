@@ -169,7 +169,7 @@ def test_evaluate_takes_the_keys_of_the_model_or_those_named(data_path, elsewher
         with np.load("p.npz") as arrays:
             assert arrays["energy_true"].tolist() == [energy] * 3
     assert "'mine' as energy: the model was trained on that key" in capsys.readouterr().out
-    assert "--keys are written name=key" in error_of(capsys, "evaluate", "keys.equimol", "keys.xyz", "--keys", "energy")
+    assert "--keys are written name=value" in error_of(capsys, "evaluate", "keys.equimol", "keys.xyz", "--keys", "energy")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -375,3 +375,33 @@ def test_a_setting_may_be_longer_than_any_file_name(capsys):
     long = "references={" + ", ".join(f"{z}: {-13.6056931227 * z}" for z in range(1, 60)) + "}"
     assert main(["train", "data.xyz", long, "--print-config"]) == 0
     assert "59: -802.7" in capsys.readouterr().out
+
+
+# --- data ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_data_check_prints_a_verdict_per_check_and_its_exit_code_tells(data_path, elsewhere, capsys):
+    assert main(["data", "check", data_path]) == 0
+    text = capsys.readouterr().out
+    assert "energy unit" in text and "duplicates" in text and "PROBLEM" not in text
+    frames = ase.io.read(data_path, ":")
+    ase.io.write(elsewhere / "twice.xyz", frames + frames, format="extxyz")
+    assert main(["data", "check", "twice.xyz"]) == 1
+    assert "3 of 6 frames repeat another one" in capsys.readouterr().out
+
+
+def test_data_pack_writes_a_file_that_is_read_like_any_other(data_path, elsewhere, capsys):
+    assert main(["data", "pack", data_path, "water.eqpack", "--cutoff", "5", "--units", "energy=hartree", "length=Å"]) == 0
+    assert "packed into water.eqpack" in capsys.readouterr().out
+    from equimol.data import read
+
+    frames = read(elsewhere / "water.eqpack")
+    assert len(frames) == 3 and frames[0].labels["energy"] == pytest.approx(-2070.0 * 27.211386, rel=1e-6)
+    assert main(["data", "check", "water.eqpack", "--limit", "2"]) in (0, 1)
+
+
+def test_data_says_what_is_missing(data_path, capsys):
+    assert "pack needs files to read and, last, the file to write" in error_of(capsys, "data", "pack", data_path)
+    assert "a packed file ends in .eqpack" in error_of(capsys, "data", "pack", data_path, "out.xyz")
+    assert "--units are written name=value, such as energy=hartree" in error_of(capsys, "data", "check", data_path, "--units", "hartree")
+    assert "unknown unit 'stone'" in error_of(capsys, "data", "check", data_path, "--units", "energy=stone")

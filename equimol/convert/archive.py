@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import io
 import pickle
-import struct
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,41 +11,12 @@ from typing import Any
 
 import torch
 
+from equimol.data.inert import Inert as Record
+from equimol.data.inert import InertUnpickler
+
 
 class ConversionError(ValueError):
     """A file that is not understood, with the reason."""
-
-
-class Record:
-    """What a file says of an object whose class is not loaded: ``class_name``, ``arguments``, attributes and ``items``."""
-
-    class_name = ""
-    arguments: tuple = ()
-
-    def __new__(cls, *arguments: Any, **named: Any) -> Record:
-        record = object.__new__(cls)
-        record.arguments, record.items = (*arguments, *named.items()), []
-        return record
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, dict):
-                self.__dict__.update({str(key): value for key, value in part.items()})
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def append(self, value: Any) -> None:
-        self.items.append(value)
-
-    def extend(self, values: Any) -> None:
-        self.items.extend(values)
-
-    def __repr__(self) -> str:
-        return f"<{self.class_name} as read>"
 
 
 def read_archive(path: str | Path) -> Any:
@@ -103,43 +72,7 @@ def read_program(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     return tensors, attributes
 
 
-_NUMBERS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}  # of numpy, by the name of their type
-
-
-def _number(kind: Record, content: bytes) -> Any:
-    """A number of numpy as Python's; one of another type stays what the file says of it."""
-    name = str(kind.arguments[0]) if kind.arguments else ""
-    return struct.unpack(_NUMBERS[name], content)[0] if name in _NUMBERS else Record(kind, content)
-
-
-_SAFE = {
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how bytes are written
-    ("numpy.core.multiarray", "scalar"): _number,
-    ("numpy._core.multiarray", "scalar"): _number,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): lambda *_: {},
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("copyreg", "_reconstructor"): lambda cls, base, state: cls() if issubclass(cls, Record) else base(state),
-}
-_PLAIN = (set, frozenset, dict, list, tuple, int, float, bool, str, bytes, complex, slice, range)
-_SAFE |= {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _PLAIN}  # the second is its name of old
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors and plain containers; makes up a kind of Record for any other class, and never imports."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _SAFE:
-            return _SAFE[module, name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return type(name, (Record,), {"class_name": f"{module}.{name}"})
-
-
-class _ProgramUnpickler(_Unpickler):
+class _ProgramUnpickler(InertUnpickler):
     """That of the data of a program, whose tensors lie beside them."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
@@ -163,4 +96,4 @@ _STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-_INERT = SimpleNamespace(Unpickler=_Unpickler, __name__="inert")
+_INERT = SimpleNamespace(Unpickler=InertUnpickler, __name__="inert")

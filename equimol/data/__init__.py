@@ -1,11 +1,12 @@
 """Structures, their labels and their graphs."""
 
 from equimol.data.errors import DataError
-from equimol.data.formats import FORMATS, FrameSet, read
+from equimol.data.formats import FORMATS, FrameSet, open_records, read, read_records
 from equimol.data.frame import Frame
 from equimol.data.graph import AtomicGraph
 from equimol.data.labels import LabelReport
 from equimol.data.neighbors import Edges, neighbor_list
+from equimol.data.packed import PackedSet
 from equimol.data.properties import INPUTS, PROPERTIES, Property
 from equimol.data.splits import split
 from equimol.data.statistics import (
@@ -28,6 +29,7 @@ __all__ = [
     "Frame",
     "FrameSet",
     "LabelReport",
+    "PackedSet",
     "Property",
     "ReferenceEnergies",
     "average_neighbors",
@@ -35,7 +37,9 @@ __all__ = [
     "force_rms",
     "is_isolated_atom",
     "neighbor_list",
+    "open_records",
     "read",
+    "read_records",
     "reference_energies",
     "residual_energies",
     "split",

@@ -22,10 +22,14 @@ OPENERS: dict[str, Callable] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.
 DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError)  # what a cut or altered file raises while it is read
 
 
-def read_extxyz(path: Path, name: str) -> Iterator[Record]:
+def read_extxyz(path: Path, name: str) -> Iterator[Record | DataError]:
     """Structures of an extended XYZ file. Cut into frames here, so that an error names its frame: ASE reads all or nothing."""
     for index, text in enumerate(_frame_texts(path, name)):
-        yield _record(_parse_frame(text, f"{name}:{index}"), f"{name}:{index}")
+        try:
+            record: Record | DataError = _record(_parse_frame(text, f"{name}:{index}"), f"{name}:{index}")
+        except DataError as error:
+            record = error
+        yield record
 
 
 def read_ase_db(path: Path, name: str) -> Iterator[Record]:
@@ -35,14 +39,19 @@ def read_ase_db(path: Path, name: str) -> Iterator[Record]:
     def rows() -> Iterator[Record]:
         with ase.db.connect(path, serial=True) as database:
             for index, row in enumerate(database.select()):
-                # A pair called charge hides behind the row's own charge, the sum of initial charges: take what was stored.
-                pairs = {key: vars(row).get(key, value) for key, value in row.key_value_pairs.items()}
-                yield _record(row.toatoms(), f"{name}:{index}", {**row.get("data", {}), **pairs})
+                yield record_of_row(row, f"{name}:{index}")
 
     return _guarded(rows(), name)
 
 
-def read_ase(path: Path, name: str) -> Iterator[Record]:
+def record_of_row(row: "ase.db.row.AtomsRow", source: str) -> Record:
+    """A row of an ASE database, with its key-value pairs and data."""
+    # A pair called charge hides behind the row's own charge, the sum of initial charges: take what was stored.
+    pairs = {key: vars(row).get(key, value) for key, value in row.key_value_pairs.items()}
+    return _record(row.toatoms(), source, {**row.get("data", {}), **pairs})
+
+
+def read_ase(path: Path, name: str) -> Iterator[Record | DataError]:
     """Structures of any file whose format ASE recognises by name or content."""
     import ase.io
     from ase.io.formats import UnknownFileTypeError, filetype

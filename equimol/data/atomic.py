@@ -2,27 +2,40 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Replace a file by new content in one step. A full disk leaves the old file as it was and no partial one."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write into that takes its name when the block ends well. Otherwise the old file is as it was, and no partial one stays."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
+        if error.filename not in (None, str(part), part):
+            raise  # of another file that was read in the block
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise OSError(f"cannot write {path} ({error.strerror or error}): {kept}; free space or permissions, then repeat") from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def remove_parts(folder: str | Path) -> None:

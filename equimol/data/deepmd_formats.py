@@ -47,27 +47,9 @@ def read_system(folder: Path) -> Iterator[Record]:
         yield from _read_set(place, types, type_map, periodic, bool(mixed))
 
 
-def read_lmdb(path: Path, name: str) -> Iterator[Record]:
-    """Frames of DeePMD-kit's LMDB, a file or a folder with data.mdb. A frame without cells is a molecule; other kinds are refused."""
-    import lmdb
-
-    source = name
-    try:
-        with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False) as database, database.begin() as entries:
-            size, needed = _data_file(path).stat().st_size, (database.info()["last_pgno"] + 1) * database.stat()["psize"]
-            if size < needed:  # to read on would end the process: the file is mapped into memory
-                raise DataError(f"{name}: the file is cut off, {size} of {needed} bytes are there; copy it again")
-            count, layout, type_map = _read_metadata(entries, path, name)
-            for index in range(count):
-                source = f"{name}:{index}"
-                packed = entries.get(format(index, layout).encode())
-                if packed is None:
-                    raise DataError(f"{source}: the frame is missing, __metadata__ announces {count}; write the file again")
-                yield _unpack_frame(_unpack(packed, source), type_map, source)
-            if entries.get(format(count, layout).encode()) is not None:
-                raise DataError(f"{name}:{count}: a frame too many, __metadata__ announces {count}; write the file again")
-    except lmdb.Error as error:
-        raise DataError(f"{source}: cannot be read as LMDB ({error}); is it damaged, or in use? copy it again") from error
+def record_of_entry(packed: bytes, type_map: list[str], source: str) -> Record:
+    """A frame of DeePMD-kit's LMDB. One without cells is a molecule."""
+    return _unpack_frame(_unpack(packed, source), type_map, source)
 
 
 def _read_set(folder: Path, types: np.ndarray, type_map: list[str], periodic: bool, mixed: bool) -> Iterator[Record]:
@@ -166,25 +148,14 @@ def _words(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read as text ({error}); copy it again") from error
 
 
-def _data_file(path: Path) -> Path:
-    return path / "data.mdb" if path.is_dir() else path
-
-
-def _read_metadata(entries, path: Path, name: str) -> tuple[int, str, list[str]]:
-    """Number of frames, layout of their keys, and element symbols."""
-    packed = entries.get(b"__metadata__")
-    if packed is None:
-        first = next(entries.cursor().iternext(values=False), b"")
-        raise DataError(
-            f"{name}: no LMDB of DeePMD-kit, which has an entry __metadata__; its first is {first[:40]!r}. Other kinds are not read: "
-            "convert it to extxyz (.xyz)"
-        )
+def read_metadata(packed: bytes, path: Path, name: str) -> tuple[int, str, list[str]]:
+    """Number of frames, layout of their keys, and element symbols, from the entry __metadata__ of an LMDB."""
     metadata = _unpack(packed, f"{name}, entry __metadata__")
     count, layout, type_map = metadata.get("nframes"), metadata.get("frame_idx_fmt", "012d"), metadata.get("type_map")
     if type(count) is not int or count < 0 or not re.fullmatch(r"0?\d{0,2}d", str(layout)):
         raise DataError(f"{name}: no LMDB of DeePMD-kit: __metadata__ says nframes={count!r}, frame_idx_fmt={layout!r}; write it again")
     if not type_map:
-        type_map = _read_type_map(_data_file(path).parent / "type_map.raw")
+        type_map = _read_type_map((path if path.is_dir() else path.parent) / "type_map.raw")
     if not isinstance(type_map, list) or not all(isinstance(symbol, str) for symbol in type_map):
         raise DataError(f"{name}: type_map in __metadata__ must be element symbols, got {str(type_map)[:60]}; write it again")
     return count, layout, type_map

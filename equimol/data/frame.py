@@ -1,16 +1,24 @@
 """Frame: one labelled structure as read, in float64 and in our units, before any cutoff is chosen."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from equimol.data.errors import DataError
 from equimol.data.graph import AtomicGraph
+from equimol.data.neighbors import Edges
 from equimol.data.properties import INPUTS
 
 MINIMUM_DISTANCE = 0.1  # Å; no two nuclei of a real structure are closer
+
+
+class Neighbors(NamedTuple):
+    """Edges that were found before, and up to which length, Å."""
+
+    cutoff: float
+    edges: Edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +37,28 @@ class Frame:
     info: dict[str, Any] = field(default_factory=dict)
     source: str = "in memory"  # "file:index", from 0
     fixed: Bool[np.ndarray, "atoms"] | None = None  # held in place: their forces are no labels
+    neighbors: Neighbors | None = None  # as a packed file may hold them
 
     def graph(self, cutoff: float | int) -> AtomicGraph:
         """The frame's graph with its labels and inputs; DataError with file and frame where it cannot be one."""
         inputs = {name: self.info[name] for name in INPUTS if name in self.info}
+        edges = None if self.neighbors is None or cutoff > self.neighbors.cutoff else self._edges_within(cutoff, self.neighbors)
         try:
-            graph = AtomicGraph.build(self.positions, self.numbers, self.cell, self.pbc, cutoff, self.labels, self.fixed, **inputs)
+            structure = self.positions, self.numbers, self.cell, self.pbc
+            graph = AtomicGraph.build(*structure, cutoff, self.labels, self.fixed, edges, **inputs)
         except ValueError as error:
             raise DataError(f"{self.source}: {error}") from error
         self._reject_overlap(graph)
         return graph
+
+    def _edges_within(self, cutoff: float | int, known: Neighbors) -> Edges:
+        """Those of the known edges that are shorter, in their order, which is that of a new search."""
+        if cutoff == known.cutoff:
+            return known.edges
+        senders, receivers, shifts = known.edges
+        vectors = self.positions[senders] + shifts @ self.cell - self.positions[receivers]
+        near = np.einsum("ei,ei->e", vectors, vectors) < float(cutoff) ** 2
+        return Edges(senders[near], receivers[near], shifts[near])
 
     def _reject_overlap(self, graph: AtomicGraph) -> None:
         if len(graph.senders) == 0:

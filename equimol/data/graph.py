@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch_geometric.data import Data
 
-from equimol.data.neighbors import has_volume, neighbor_list
+from equimol.data.neighbors import Edges, has_volume, neighbor_list
 from equimol.data.properties import INPUTS, PROPERTIES, Property
 
 
@@ -45,12 +45,14 @@ class AtomicGraph(Data):
         cutoff: float | int,  # Å
         labels: Mapping[str, Any] | None = None,  # energy (), forces [atoms, 3], stress [3, 3]
         fixed: Any = None,  # [atoms] bool: held in place, so that their forces are no labels
+        edges: Edges | None = None,  # those within the cutoff, where they are known; else they are looked for
         **inputs: Any,  # charge, spin
     ) -> "AtomicGraph":
         """The graph of one structure, checked. Arrays are copied; tensors keep their device and their gradient."""
         positions, numbers, cell, pbc = _structure(positions, numbers, cell, pbc)
         plain_cell, plain_pbc = cell.detach().cpu().numpy(), pbc.cpu().numpy()
-        edges = neighbor_list(positions.detach().cpu().numpy(), plain_cell, plain_pbc, float(cutoff))
+        if edges is None:
+            edges = neighbor_list(positions.detach().cpu().numpy(), plain_cell, plain_pbc, float(cutoff))
         labels = {name: value for name, value in (labels or {}).items() if value is not None}
         _reject_unknown("label", labels, PROPERTIES)
         _reject_unknown("input", inputs, INPUTS)

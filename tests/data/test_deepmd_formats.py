@@ -426,8 +426,8 @@ def test_a_folder_that_is_an_lmdb_by_name_alone(tmp_path):
 
 
 def test_an_lmdb_of_another_kind_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(DataError, match=r"oc20\.lmdb: no LMDB of DeePMD-kit, .* its first is b'0'\. Other kinds are not read"):
-        read(write_lmdb(tmp_path / "oc20.lmdb", {b"0": pickle.dumps("graph"), b"length": pickle.dumps(1)}, subdir=False))
+    with pytest.raises(DataError, match=r"tables\.lmdb: no LMDB of DeePMD-kit, OC20 or ASE, .* its first is b'1'"):
+        read(write_lmdb(tmp_path / "tables.lmdb", {b"1": pickle.dumps("graph")}, subdir=False))
     with pytest.raises(DataError, match=r"other\.lmdb, entry __metadata__: no msgpack table"):
         read(write_lmdb(tmp_path / "other.lmdb", {b"__metadata__": pickle.dumps({})}))
     with pytest.raises(DataError, match=r"more\.lmdb: no LMDB of DeePMD-kit: __metadata__ says nframes=None"):

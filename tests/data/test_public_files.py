@@ -1,5 +1,7 @@
 """Public data sets, read as they are on disk."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,68 @@ def test_relaxations_split_by_system(shared_data):
 def test_a_file_without_energies_says_what_it_holds(shared_data):
     with pytest.raises(DataError, match="the keys are: alpha, beta, potential"):
         read(shared_data / "water_other" / "bulk_water_96at_dipole_polarizability_100.xyz.xz")
+
+
+def test_spice_is_read_from_its_own_file(shared_data):
+    pytest.importorskip("h5py", reason="h5py is not installed; pip install -e '.[hdf5]'")
+    frames = read(shared_data / "spice" / "SPICE-1.1.4_n2.hdf5")
+    assert len(frames) == frames.report.count("forces") == 55 and {frame.info["charge"] for frame in frames} == {1.0}
+    assert frames[0].labels["energy"] == pytest.approx(-370.43397425 * 27.211386, rel=1e-6)
+    assert 0.5 < force_rms(frames) < 3  # eV/Å, as the extxyz files of this set
+    lengths, pulls = [], []  # of C-H bonds, and of the force on H along them
+    for frame in frames:
+        apart = frame.positions[:, None] - frame.positions
+        bonds = (frame.numbers[:, None] == 1) & (frame.numbers == 6) & (np.linalg.norm(apart, axis=2) < 1.3)
+        for hydrogen, carbon in np.argwhere(bonds):
+            bond = apart[hydrogen, carbon]
+            lengths.append(np.linalg.norm(bond))
+            pulls.append(frame.labels["forces"][hydrogen] @ bond / lengths[-1])
+    assert np.polyfit(lengths, pulls, 1)[0] == pytest.approx(-31, abs=5)  # eV/Å², the stiffness of a C-H bond
+
+
+def test_ani_is_read_from_its_own_files(shared_data):
+    pytest.importorskip("h5py", reason="h5py is not installed; pip install -e '.[hdf5]'")
+    old = read(shared_data / "formats" / "ani1_n5.hdf5")
+    assert len(old) == old.report.count("forces") == 8 and old[0].numbers.tolist()[:2] == [6, 1]
+    assert old[0].labels["energy"] == pytest.approx(-559.96732665 * 27.211386, rel=1e-6)
+    frames = read(shared_data / "formats" / "ani2x_minimal.hdf5")
+    assert len(frames) == 5706
+    _energy_falls_along_the_forces([frame for frame in frames if frame.numbers.tolist() == [6, 8]])
+
+
+def _energy_falls_along_the_forces(frames):
+    """Between conformations that are alike, the change of energy is minus the forces times the displacement: unit and sign."""
+    distances = [np.linalg.norm(frame.positions[:, None] - frame.positions, axis=2) for frame in frames]
+    forces = [frame.labels["forces"] for frame in frames]
+    work, change = [], []
+    for a, b in combinations(range(len(frames)), 2):
+        if 1e-4 < np.abs(distances[a] - distances[b]).max() < 0.03:
+            rotation = _rotation(frames[a].positions, frames[b].positions)
+            step = frames[b].positions @ rotation - frames[a].positions
+            step -= step.mean(axis=0)
+            work.append(-0.5 * ((forces[a] + forces[b] @ rotation) * step).sum())
+            change.append(float(frames[b].labels["energy"] - frames[a].labels["energy"]))
+    work, change = np.array(work), np.array(change)
+    assert len(work) > 5
+    assert work @ change / (work @ work) == pytest.approx(1.0, abs=0.1)
+
+
+def _rotation(target, moved):
+    """That brings `moved` closest to `target` (Kabsch)."""
+    u, _, v = np.linalg.svd((moved - moved.mean(axis=0)).T @ (target - target.mean(axis=0)))
+    return u @ np.diag([1, 1, np.sign(np.linalg.det(u @ v))]) @ v
+
+
+def test_qm9_states_its_units(shared_data):
+    pytest.importorskip("h5py", reason="h5py is not installed; pip install -e '.[hdf5]'")
+    frames = read(shared_data / "formats" / "qm9_dataset_v1.1_ntc_10.hdf5")
+    assert len(frames) == 10 and frames[0].labels["energy"] == pytest.approx(-40.47893 * 27.211386, rel=1e-6)  # methane, B3LYP
+    distance = np.linalg.norm(frames[0].positions[0] - frames[0].positions[1])
+    assert distance == pytest.approx(1.09, abs=0.01)  # Å, of C-H
+
+
+def test_md17_is_converted_from_kcal_per_mol(shared_data):
+    frames = read(shared_data / "md17_ethanol" / "md17_ethanol_2000.npz")
+    assert len(frames) == 2000
+    mean = np.mean([np.abs(frame.labels["forces"]).mean() for frame in frames])
+    assert mean == pytest.approx(15.66 * 0.0433641, rel=1e-2)
