@@ -169,18 +169,18 @@ def test_a_full_disk_leaves_the_older_file(write, tmp_path, monkeypatch):
 
 
 def test_packing_needs_little_memory(write, tmp_path):
-    """Frames are written as they come: five times the frames, but not five times the memory."""
+    """Frames are written as they come: four times the frames, but not four times the memory."""
     import tracemalloc
 
     peaks = []
-    for count in (20, 100):
+    for count in (20, 100, 400):  # the first time, modules are imported
         source = tmp_path / "a.xyz"
         ase.io.write(source, write.crystals(20) * (count // 20), format="extxyz")
         tracemalloc.start()
         pack(source, tmp_path / "a.eqpack")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0] + 100_000
+    assert peaks[2] < 2 * peaks[1] + 100_000  # a frame has 3 kB, so 1 MB more would be all of them
 
 
 @pytest.mark.parametrize(

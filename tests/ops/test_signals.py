@@ -176,6 +176,9 @@ def test_long_code_is_not_compiled(random, monkeypatch, launched):
     monkeypatch.setattr(signals, "LONGEST", 50)
     tables = random(3, 5, 4), random(3, 5, 6), random(3, 5, 7)
     x, y = random(3, 4, 2), random(3, 6, 2)
+    with pytest.raises(RuntimeError, match="signals has no kernel: it would be too long, at so high degrees; use EQUIMOL_KERNELS=auto"):
+        signal_product(x, y, None, tables, TERMS)  # one is required here
+    monkeypatch.setenv("EQUIMOL_KERNELS", "auto")
     expected = signals.plain_signal_product(x, y, None, tables, TERMS)
     torch.testing.assert_close(signal_product(x, y, None, tables, TERMS), expected)
     assert not launched

@@ -168,7 +168,7 @@ def test_a_convolution_is_the_product_with_harmonics_then_the_sum(name, random, 
         single = ClebschGordan(natural_layout(lmax, 1), natural_layout(lmax_edge, 1), out, couplings=type(convolution).couplings, rank=1)
         lmax_out = max(convolution.out_degrees)
         grid = convolution.make_grid((lmax, lmax_edge), lmax_out, lmax + lmax_edge + lmax_out)
-        convolution.sum = SumOfMoments(single, lmax_edge) if sums is SumOfMoments else SumOfMessages(single, (lmax, lmax_edge), grid)
+        convolution.sum = SumOfMoments(single, lmax_edge, 1) if sums is SumOfMoments else SumOfMessages(single, (lmax, lmax_edge), grid)
     senders, receivers = torch.tensor([0, 2, 1, 1, 3]), torch.tensor([1, 1, 0, 3, 1])
     x, y, w = random(4, layout_dim(convolution.in_layout)), random(5, (lmax_edge + 1) ** 2), random(5, lmax_edge + 1, 2)
     expected = torch.zeros(4, layout_dim(product.out), dtype=torch.float64)

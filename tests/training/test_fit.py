@@ -258,7 +258,7 @@ def test_a_run_without_validation_set_logs_its_losses(quick: list[str]):
 def test_wrong_settings_are_named_before_the_data_are_read(quick: list[str]):
     with pytest.raises(ValueError, match="did you mean 'channels'"):
         run([key for key in quick if "settings" not in key], "data=absent.xyz", "settings.chanels=8")
-    with pytest.raises(ValueError, match="nothing to learn; train one of mace, escaip, "):
+    with pytest.raises(ValueError, match="nothing to learn; train one of mace, scale_shift_mace, "):
         run(["data=absent.xyz", "model=lennard_jones", "cutoff=4.0"])
     with pytest.raises(ValueError, match="channels must be a whole number, got 'abc'"):
         run(quick, "data=absent.xyz", "settings.channels=abc")
