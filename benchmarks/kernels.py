@@ -49,7 +49,7 @@ NEIGHBORS = 20
 CHOICES = {"kernel": "require", "PyTorch": "off", "e3nn": "auto"}
 SIZES = ((64, 1), (128, 2))  # channels, largest degree of the features
 GRIDS = {"Gaunt": (GauntGrid, "even"), "bracket": (BracketGrid, "odd"), "complete": (CompleteGrid, "all")}
-BATCHES = (1000, 10_000)
+BATCHES = {1000: (2, 3, 4, 6, 8, 10), 10_000: (2, 3, 4)}  # rows: largest degrees
 #: name, preset, product
 MODELS = (("mace", "small", "clebsch_gordan"), ("mace", "small", "complete_grid"), ("dpa3", "nano", None), ("escaip", "nano", None))
 
@@ -171,7 +171,7 @@ def whole_model(name: str, preset: str, product: str | None) -> dict[str, Callab
     def step() -> torch.Tensor:
         found = trained(graph)
         loss = found["energy"].square().mean() + found["forces"].square().mean()
-        return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights)])
+        return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)])
 
     calls = {"energies and forces": predict, "training step": step}
     for call in calls.values():
@@ -205,9 +205,9 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
     cases = {f"convolution, {c} channels, degrees 0..{l}, {e} edges": (convolution, c, l, e) for e in edges for c, l in SIZES}
     cases |= {
         f"{which} grid product, degrees 0..{l}, {batch} rows": (grid_product, which, l, batch)
-        for batch in BATCHES
+        for batch, degrees in BATCHES.items()
         for which in GRIDS
-        for l in (2, 3, 4)
+        for l in degrees
     }
     rows = measure_models(quick, only)
     for name, (make, *arguments) in {"tiles": (tile,), **cases}.items():
