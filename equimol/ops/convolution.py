@@ -144,8 +144,7 @@ class TabulatedSum(Form):
         senders, receivers, first_rows, table = constants
         x, y, b, g = arguments
         look_up = _blended(b, first_rows, table) if b is not None else None
-        asked = (wanted[0], wanted[1], wanted[2], wanted[3])
-        found = self.given.plain_derivatives((x, y, look_up, g), (senders, receivers), asked)
+        found = self.given.plain_derivatives((x, y, look_up, g), (senders, receivers), wanted)
         if found[2] is not None:
             rows = table[first_rows[:, None] + torch.arange(4, device=table.device)]  # [edges, 4, paths, channels]
             found[2] = (rows * found[2].unsqueeze(1)).sum((2, 3))
