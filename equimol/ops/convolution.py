@@ -68,7 +68,7 @@ class CoupledSum(Form):
         for n, (name, arrays) in enumerate(_KERNELS.items()):
             if not wanted[n]:
                 continue
-            kernel = self.kernel(name, like)
+            kernel = self._kernel(name, like)
             # Those by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay.
             if n == 0:
                 domain = atoms, channels, *edges_of(senders, atoms), receivers
@@ -91,7 +91,7 @@ class CoupledSum(Form):
             found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
         return [next(found) if want else None for want in wanted]
 
-    def kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
+    def _kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
         """Of the derivative of that name, by features, harmonics, weights or sums, for such tensors."""
         key = name, like.dtype, like.device.type
         if key not in self._kernels:
