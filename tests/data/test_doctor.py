@@ -8,7 +8,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 from equimol.data import doctor
-from equimol.data.doctor import OK, PROBLEM, UNKNOWN, check
+from equimol.data.diagnosis import OK, PROBLEM, UNKNOWN
+from equimol.data.doctor import check
 
 KCAL, HARTREE, KBAR = 23.0605, 1 / 27.2114, 1602.177  # a number in this unit over the same in eV, eV/Å³
 
