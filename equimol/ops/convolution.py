@@ -166,14 +166,9 @@ def tabulated_sum(
     Derivatives of any order, but none in the table.
     """
     edges = len(senders)
-    shapes = ("harmonics", harmonics, (edges, form.given.harmonics)), ("blend", blend, (edges, 4))
-    shapes = *shapes, ("table", table, (len(table), len(form.given.paths), features.shape[2]))
-    for name, tensor, shape in shapes:
-        if tensor.shape != shape or tensor.dtype != features.dtype or tensor.device != features.device:
-            raise ValueError(
-                f"{name} must be {features.dtype} {list(shape)} on {features.device} beside features {list(features.shape)} and {edges}"
-                f" senders, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            )
+    shapes = [("harmonics", harmonics, (edges, form.given.harmonics)), ("blend", blend, (edges, 4))]
+    shapes.append(("table", table, (len(table), len(form.given.paths), features.shape[2])))
+    _require_beside(features, edges, shapes)
     for name, index in (("senders", senders), ("receivers", receivers), ("first_rows", first_rows)):
         if index.dtype != torch.int64 or len(index) != edges:
             raise ValueError(f"{name} must be int64, one for each of {edges} edges, got {index.dtype} [{len(index)}]")
@@ -185,6 +180,16 @@ def tabulated_sum(
 
 def _blended(b: Float[Tensor, "edges 4"], first_rows: Int[Tensor, " edges"], table: Tensor) -> Float[Tensor, "edges paths channels"]:
     return sum(b[:, k, None, None] * table[first_rows + k] for k in range(4))
+
+
+def _require_beside(features: Tensor, edges: int, shapes: Sequence[tuple[str, Tensor, tuple[int, ...]]]) -> None:
+    """Raises ValueError for a tensor of another shape than stated, or of another dtype or device than the features."""
+    for name, tensor, shape in shapes:
+        if tensor.shape != shape or tensor.dtype != features.dtype or tensor.device != features.device:
+            raise ValueError(
+                f"{name} must be {features.dtype} {list(shape)} on {features.device} beside features {list(features.shape)} and {edges}"
+                f" senders, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
 
 
 def require_within(size: int, **indices: Int[Tensor, " edges"]) -> None:
@@ -207,12 +212,7 @@ def coupled_sum(
     arguments, wanted = (features, harmonics, weights, None), (False, False, False, True)
     channels, edges = features.shape[2], len(senders)
     shapes = ("harmonics", harmonics, (edges, form.harmonics)), ("weights", weights, (edges, len(form.paths), channels))
-    for name, tensor, shape in shapes:
-        if tensor.shape != shape or tensor.dtype != features.dtype or tensor.device != features.device:
-            raise ValueError(
-                f"{name} must be {features.dtype} {list(shape)} on {features.device} beside features {list(features.shape)} and {edges}"
-                f" senders, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            )
+    _require_beside(features, edges, shapes)
     if len(receivers) != edges or senders.dtype != torch.int64 or receivers.dtype != torch.int64:
         raise ValueError(
             f"senders and receivers must be int64, one for each edge, got {senders.dtype} [{edges}], {receivers.dtype} [{len(receivers)}]"
