@@ -89,9 +89,9 @@ class ScalarMLP(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(torch.randn(a, b) for a, b in zip(widths, widths[1:], strict=False))
 
-    def forward(self, x: Float[Tensor, "... width_in"]) -> Float[Tensor, "... width_out"]:
+    def forward(self, x: Float[Tensor, "rows width_in"]) -> Float[Tensor, "rows width_out"]:
         for n, weight in enumerate(self.weights):
-            x = x @ (weight / len(weight) ** 0.5)
+            x = linear(x, (weight / len(weight) ** 0.5).T)
             if n + 1 < len(self.weights):
                 x = nn.functional.silu(x) * self.SILU_GAIN
         return x

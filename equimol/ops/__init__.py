@@ -3,7 +3,7 @@
 from equimol.ops.convolution import CoupledSum, PathRows, TabulatedSum, coupled_sum, plain_coupled_sum, tabulated_sum
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
-from equimol.ops.polynomials import plain_polynomials, polynomials
+from equimol.ops.polynomials import has_polynomials, plain_polynomials, polynomials
 from equimol.ops.rings import Polynomial, RingProduct, ring_polynomial, ring_product
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import Term, signal_product
@@ -21,6 +21,7 @@ __all__ = [
     "dense",
     "filtered_sum",
     "gather",
+    "has_polynomials",
     "plain_coupled_sum",
     "plain_polynomials",
     "polynomials",

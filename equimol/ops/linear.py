@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from equimol.ops.function import Function, wanted_inputs
 from equimol.ops.kernels import has_kernel
 
-SMALLEST = 2**16  # numbers in a weight; a call with smaller ones costs more than the product
+SMALLEST = 2**15  # numbers in a weight; a call with smaller ones costs more than the product
 SEVERAL_ROWS = 2  # one is read as fast by the product of a matrix and a vector that MKL has
 MANY_ROWS = 64  # that are worth arranging a weight anew for each product
 

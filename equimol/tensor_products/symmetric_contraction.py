@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from equimol.o3 import Layout, layout_dim, lmax_of, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import dense, gather, polynomials
-from equimol.ops.kernels import has_kernel
+from equimol.ops import dense, gather, has_polynomials, polynomials
 from equimol.tensor_products.base import ManyBodyProduct, require_natural
 
 
 class SymmetricContraction(ManyBodyProduct):
     """B = sum over nu of W_nu . U_nu A^nu: all symmetric couplings of 1..correlation copies of A (Batatia et al. 2022, eq. 10).
 
-    The basis U is minimal: each independent equivariant polynomial once, of unit variance for a Gaussian A. It is evaluated
-    as two matrix products per element and channel: B_o = sum_i A_i sum_m D_(o,i),m M_m, where M are the monomials of order
-    below ``correlation``, D = U W, and each monomial of B stands in exactly one place of D. Parity decides which i can meet
-    which m, so even and odd monomials are two products of half the rows each.
+    The basis U is minimal: each independent equivariant polynomial once, of unit variance for a Gaussian A. Where there is a kernel,
+    B is a polynomial with coefficients D = U W, straight-line code from those that are not zero. Elsewhere it is two matrix products
+    per element and channel: B_o = sum_i A_i sum_m D_(o,i),m M_m, where M are the monomials of order below ``correlation``, and each
+    monomial of B stands in exactly one place of D. Parity decides which i can meet which m, so even and odd monomials are two
+    products of half the rows each.
 
     Args:
         in_layout: natural parity, degrees 0..lmax, equal channels.
@@ -69,7 +69,7 @@ class SymmetricContraction(ManyBodyProduct):
         self, x: Float[Tensor, "atoms dim"], weights: Float[Tensor, "elements num_weights channels"], species: Int[Tensor, " atoms"]
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(x, weights, species)
-        if self._frozen is not None and has_kernel("polynomials", x):
+        if has_polynomials(x):
             present, kinds = torch.unique(species, return_inverse=True)
             terms = self._kept(weights, present.tolist(), with_zeros=False)
             if not terms:

@@ -1,4 +1,4 @@
-"""The compiled polynomials: their numbers, and all derivatives in the feature, are those of the plain form."""
+"""The compiled polynomials: their numbers, and all derivatives, are those of the plain form."""
 
 import pytest
 import torch
@@ -20,24 +20,37 @@ def test_compiled_and_plain_are_the_same(random, monkeypatch, dtype, precision, 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("EQUIMOL_KERNELS", "require")
     x, coefficients, species = inputs(random, channels, atoms, dtype)
+    coefficients.requires_grad_()
     found = []
     for function in (polynomials, plain_polynomials):
         value = function(TERMS, x, coefficients, species)
-        (slope,) = torch.autograd.grad(value.sin().sum(), x, create_graph=True)
-        found.append([value, slope, *torch.autograd.grad(slope.sin().sum(), x)])
+        slopes = torch.autograd.grad(value.sin().sum(), (x, coefficients), create_graph=True)
+        found.append([value, *slopes, *torch.autograd.grad(sum(slope.sin().sum() for slope in slopes), (x, coefficients))])
     assert found[0][0].shape == (atoms, 4, channels) and not found[0][0][:, 1].any()
     for mine, plain in zip(*found, strict=True):
         scale = float(plain.detach().abs().max()) if plain.numel() else 0.0
         torch.testing.assert_close(mine, plain, rtol=precision, atol=precision * scale)
 
 
-def test_derivatives(random):
+@pytest.mark.parametrize("terms", [TERMS, ((0, (1,)), (1, (0,)))], ids=["all orders", "linear"])
+def test_derivatives(random, terms):
     x, coefficients, species = inputs(random, channels=2, atoms=3)
+    coefficients = coefficients[:, : len(terms)].contiguous().requires_grad_()
 
-    def function(x):
-        return polynomials(TERMS, x, coefficients, species)
+    def function(x, coefficients):
+        return polynomials(terms, x, coefficients, species)
 
-    assert gradcheck(function, x) and gradgradcheck(function, x)
+    assert gradcheck(function, (x, coefficients)) and gradgradcheck(function, (x, coefficients))
+
+
+def test_third_derivatives(random):
+    x, coefficients, species = inputs(random, channels=2, atoms=3)
+    coefficients.requires_grad_()
+
+    def slope(x, coefficients):
+        return torch.autograd.grad(polynomials(TERMS, x, coefficients, species).sin().sum(), (x, coefficients), create_graph=True)
+
+    assert gradgradcheck(slope, (x, coefficients))
 
 
 def test_gaps_between_numbers_and_what_is_no_number(random):
@@ -58,5 +71,3 @@ def test_what_is_not_there_is_refused(random, bad):
         polynomials(TERMS, x, coefficients, species)
     with pytest.raises(ValueError, match=r"coefficients must be torch.float64 \[elements, 8, 5\], got torch.float32"):
         polynomials(TERMS, x, coefficients.float(), species)
-    with pytest.raises(ValueError, match="coefficients must be constants"):
-        polynomials(TERMS, x, coefficients.requires_grad_(), species)
