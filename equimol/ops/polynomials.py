@@ -76,7 +76,8 @@ class _Compiled(Function):
 
     @staticmethod
     def forward(name: str, terms: Terms, elements: int, species: Tensor, *tensors: Tensor) -> Tensor:
-        x, *others = tensors = [t.contiguous() for t in tensors]
+        tensors = [t.contiguous() for t in tensors]
+        x = tensors[0]
         atoms, size, channels = x.shape
         kernel = find_kernel("polynomials", name, x, terms, size)
         if name.startswith("coefficients"):
