@@ -30,7 +30,7 @@ class PathRows(NamedTuple):
 
 
 #: of features, harmonics, weights and sums: the kernel of the derivative by it, and the arrays that it takes
-_KERNELS = {"by_features": "gyw", "by_harmonics": "xgw", "by_weights": "xyg", "by_sums": "xyw"}
+_KERNELS = {"by_features": "ywg", "by_harmonics": "xwg", "by_weights": "xyg", "by_sums": "xyw"}
 
 
 class CoupledSum(Form):
@@ -60,23 +60,42 @@ class CoupledSum(Form):
         like = next(a for a in arguments if a is not None)
         if not has_kernel("convolution", like):
             return self.plain_derivatives(arguments, constants, wanted)
+        return self._computed(arguments, (None, None, None), constants, wanted)
+
+    def along(self, arguments, directions, constants, wanted):
+        like = arguments[0]
+        if directions[3] is not None or not has_kernel("convolution", like) or isinstance(self._kernel("by_sums", like), CudaKernel):
+            return None
+        return self._computed(arguments, directions[:3], constants, wanted)
+
+    def _computed(self, arguments, directions, constants, wanted):
+        """By kernels: derivatives, or with directions of x, y or w the sum of theirs."""
+        senders, receivers = constants
+        like = next(a for a in arguments if a is not None)
+        moved = "".join(letter for letter, direction in zip("xyw", directions, strict=True) if direction is not None)
+        given = dict(zip("xywg", arguments, strict=True))
+        given |= {"u" + letter: 0 if direction is None else direction for letter, direction in zip("xyw", directions, strict=True)}
         shapes, found = self.shapes(arguments, constants), [None] * 4
         (atoms, _, channels), edges = shapes[0], len(senders)
         require_within(atoms, senders=senders, receivers=receivers)
-        for n, want in enumerate(wanted):
-            found[n] = like.new_empty(shapes[n]) if want else None
         for n, (name, arrays) in enumerate(_KERNELS.items()):
             if not wanted[n]:
                 continue
-            kernel = self._kernel(name, like)
+            kernel = self._kernel(name, like, moved)
+            arrays = [given[letter] for letter in (*arrays, *(f"u{letter}" for letter in arrays if letter != "g"))]
             # Those by features and sums are found atom by atom; the others edge by edge, or on CUDA by receivers, whose rows stay.
-            if n == 0:
-                domain = atoms, channels, *edges_of(senders, atoms), receivers
-            elif n == 3 or isinstance(kernel, CudaKernel):
-                domain = atoms, channels, *edges_of(receivers, atoms), senders
+            if isinstance(kernel, CudaKernel):
+                owners, others = (senders, receivers) if n == 0 else (receivers, senders)
+                found[n] = like.new_empty(shapes[n])
+                run(kernel, atoms, channels, *edges_of(owners, atoms), others, *arrays[:3], found[n])
+            elif n == 0:
+                parts = min(torch.get_num_threads(), atoms)  # a range of senders each; edges stay in their order, mostly that of receivers
+                found[n] = like.new_zeros(shapes[n])
+                run(kernel, parts, channels, *edges_of(senders, atoms, parts), senders, receivers, *arrays, found[n])
             else:
-                domain = edges, channels, senders, receivers
-            run(kernel, *domain, *(arguments["xywg".index(array)] for array in arrays), found[n])
+                found[n] = like.new_empty(shapes[n])
+                domain = (atoms, channels, *edges_of(receivers, atoms), senders) if n == 3 else (edges, channels, senders, receivers)
+                run(kernel, *domain, *arrays, found[n])
         return found
 
     def plain_derivatives(self, arguments, constants, wanted):
@@ -91,11 +110,11 @@ class CoupledSum(Form):
             found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
         return [next(found) if want else None for want in wanted]
 
-    def _kernel(self, name: str, like: Tensor) -> Callable[..., int] | CudaKernel:
-        """Of the derivative of that name, by features, harmonics, weights or sums, for such tensors."""
-        key = name, like.dtype, like.device.type
+    def _kernel(self, name: str, like: Tensor, directions: str = "") -> Callable[..., int] | CudaKernel:
+        """Of the derivative of that name, by features, harmonics, weights or sums, for such tensors, or its sum over directions."""
+        key = name, like.dtype, like.device.type, directions
         if key not in self._kernels:
-            self._kernels[key] = find_kernel("convolution", name, like, *self.settings)
+            self._kernels[key] = find_kernel("convolution", name, like, *self.settings, *[directions] * bool(directions))
         return self._kernels[key]
 
 
@@ -130,7 +149,9 @@ class TabulatedSum(Form):
             return find_kernel("convolution", f"tabulated_{name}", like, *self.settings)
 
         if wanted[0]:
-            run(kernel("by_features"), atoms, channels, *edges_of(senders, atoms), receivers, first_rows, table, g, y, b, found[0])
+            parts = min(torch.get_num_threads(), atoms)
+            domain = parts, channels, *edges_of(senders, atoms, parts), senders, receivers
+            run(kernel("by_features"), *domain, first_rows, table, g, y, b, found[0].zero_())
         if wanted[1] or wanted[2]:
             of_y, of_b = (like.new_empty(shape) if part is None else part for shape, part in zip(shapes[1:3], found[1:3], strict=True))
             y, b = (like.new_zeros(shape) if part is None else part for shape, part in zip(shapes[1:3], (y, b), strict=True))
@@ -244,17 +265,26 @@ def plain_coupled_sum(
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of senders and receivers, which all layers of a model share: their edges by atoms
 
 
-def edges_of(index: Int[Tensor, " edges"], atoms: int) -> tuple[Int[Tensor, " atoms_plus_one"], Int[Tensor, " edges"]]:
-    """Where the edges of each atom begin in their order, and the edges in this order. Found once for a tensor that does not change."""
+def edges_of(
+    index: Int[Tensor, " edges"], atoms: int, parts: int | None = None
+) -> tuple[Int[Tensor, " groups_plus_one"], Int[Tensor, " edges"]]:
+    """Where the edges of each atom begin in their order, and the edges in this order. Found once for a tensor that does not change.
+
+    With ``parts``, the same of ranges of as many atoms each. Edges of one atom, or range, stay in the order they are in.
+    """
     if index.is_inference():  # nobody counts its changes
-        return _sorted_edges(index, atoms)
-    known, edges = _known.get(index, (None, None))
-    if known != (index._version, atoms):
-        edges = _sorted_edges(index, atoms)
-        _known[index] = (index._version, atoms), edges
-    return edges
+        return _sorted_edges(index, atoms, parts)
+    version, known = _known.get(index, (None, {}))
+    if version != index._version:
+        known = {}
+        _known[index] = index._version, known
+    if (atoms, parts) not in known:
+        known[atoms, parts] = _sorted_edges(index, atoms, parts)
+    return known[atoms, parts]
 
 
-def _sorted_edges(index: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
+def _sorted_edges(index: Tensor, atoms: int, parts: int | None) -> tuple[Tensor, Tensor]:
+    if parts is not None:
+        index, atoms = index * parts // max(1, atoms), parts
     counts = torch.bincount(index, minlength=atoms)
     return torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)), torch.argsort(index, stable=True)

@@ -38,6 +38,12 @@ class Form(ABC):
     ) -> Sequence[Tensor | None]:
         """With respect to the arguments, those that are wanted, None for the others. Not differentiable; nothing is kept."""
 
+    def along(
+        self, arguments: Sequence[Tensor], directions: Sequence[Tensor | None], constants: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Sequence[Tensor | None] | None:
+        """The wanted derivatives summed over S with a direction in the place of its argument, at once; None where nothing is gained."""
+        return None
+
     @abstractmethod
     def shapes(self, arguments: Sequence[Tensor | None], constants: Sequence[Tensor]) -> Sequence[tuple[int, ...]]:
         """Of all arguments, from those that are there."""
@@ -99,6 +105,12 @@ def _in_directions(ctx, directions: Sequence[Tensor | None], wanted: Sequence[bo
     count = len(ctx.wanted)
     arguments, constants = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
     total: list[Tensor | None] = [None] * count
+    several = sum(direction is not None for direction in directions) > 1 and all(argument is not None for argument in arguments)
+    if several and not torch.is_grad_enabled() and any(wanted):
+        contiguous = [[None if t is None else t.contiguous() for t in tensors] for tensors in (arguments, directions)]
+        found = ctx.form.along(*contiguous, constants, wanted)
+        if found is not None:
+            return list(found)
     for place, direction in enumerate(directions):
         others = tuple(asked and n != place for n, asked in enumerate(wanted))
         if direction is None or not any(others):

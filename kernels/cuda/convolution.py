@@ -47,7 +47,7 @@ def by_sums(*description) -> Source:
 
 def by_features(*description) -> Source:
     """Derivative by x; ``first`` and ``order`` are those of the edges that leave an atom, ``others`` receivers."""
-    return _source("by_features", "x", "gyw", *description)
+    return _source("by_features", "x", "ywg", *description)
 
 
 def by_weights(*description) -> Source:
@@ -57,7 +57,7 @@ def by_weights(*description) -> Source:
 
 def by_harmonics(*description) -> Source:
     """Derivative by y, receiver by receiver; ``others`` are senders."""
-    return _source("by_harmonics", "y", "xgw", *description)
+    return _source("by_harmonics", "y", "xwg", *description)
 
 
 def _source(name: str, result: str, arrays: str, paths: Sequence[PathRows], rows: int, harmonics: int, sums: int) -> Source:
