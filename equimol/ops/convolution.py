@@ -56,9 +56,7 @@ class CoupledSum(Form):
         return (atoms, self.rows, channels), (edges, self.harmonics), (edges, len(self.paths), channels), (atoms, self.sums, channels)
 
     def derivatives(self, arguments, constants, wanted):
-        senders, receivers = constants
-        like = next(a for a in arguments if a is not None)
-        if not has_kernel("convolution", like):
+        if not has_kernel("convolution", next(a for a in arguments if a is not None)):
             return self.plain_derivatives(arguments, constants, wanted)
         return self._computed(arguments, (None, None, None), constants, wanted)
 
