@@ -12,8 +12,8 @@ The data are those of Kovacs et al. 2021 (github davkovacs/BOTNet-datasets, data
 train_mixedT by temperature and without the frames that train_300K also has, derived_test_{300,600,1200}K, each as .xyz.xz. The peer's
 environment: python -m venv PEER && PEER/bin/pip install torch==2.13.0 mace-torch==0.3.16.
 
-Each training is a process of its own with two threads, or one where --steps fixes its length. Errors are those of snapshots on the
-*derived* test sets (136 / 167 / 166 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the
+Each training is a process of its own with two threads, or --threads, or one where --steps fixes its length. Errors are those of
+snapshots on the *derived* test sets (136 / 167 / 166 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the
 published ones and are not them.
 """
 
@@ -90,7 +90,7 @@ def run_equimol(args: argparse.Namespace) -> None:
     command += [f"valid={work / 'valid.xyz'}", "test=0", f"references={work / 'atoms.xyz'}", f"out={run}"]
     command += [f"preset={preset}", f"settings.product={product}", *extra]
     start, due, seen = time.time(), args.every, 0.0
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1" if args.steps else "2"})
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1" if args.steps else str(args.threads)})
     while process.poll() is None:
         time.sleep(1)
         last = run / "last.ckpt"
@@ -233,6 +233,7 @@ def main() -> None:
     command.add_argument("--preset", default="small")
     command.add_argument("--minutes", type=float, default=30)
     command.add_argument("--steps", type=int, help="train so many steps, whose time on a quiet machine is --minutes")
+    command.add_argument("--threads", type=int, default=2, help="of the training; with --steps it has one")
     command.add_argument("--every", type=float, default=3, help="minutes between snapshots")
     command.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of the run, such as loss.energy=10")
     command = commands.add_parser("mace")
