@@ -13,8 +13,8 @@ train_mixedT by temperature and without the frames that train_300K also has, der
 environment: python -m venv PEER && PEER/bin/pip install torch==2.13.0 mace-torch==0.3.16.
 
 Each training is a process of its own with two threads, or --threads, or one where --steps fixes its length. Errors are those of
-snapshots on the *derived* test sets (136 / 167 / 166 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they estimate the
-published ones and are not them.
+snapshots on the *derived* test sets (136 / 167 / 166 frames at 300 / 600 / 1200 K of the published mixed-temperature set), so they
+estimate the published ones and are not them.
 """
 
 from __future__ import annotations
