@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--molecules", type=Path, help="frames of H, C, N and O, extended XYZ")
     parser.add_argument("--water", type=Path, help="a periodic box")
+    parser.add_argument("--box", type=Path, help="the same, to be repeated five times along its first vector")
     parser.add_argument("--peer-python", required=True, help="of an environment with mace-torch")
     parser.add_argument("--sizes", nargs="+", default=SIZES)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
@@ -110,6 +111,11 @@ def main() -> None:
 
     systems = {"molecules": (args.molecules, MOLECULES), "water": (args.water, 1)}
     with tempfile.TemporaryDirectory() as folder:
+        if args.box:
+            import ase.io
+
+            systems["box"] = Path(folder) / "box.xyz", 1
+            ase.io.write(systems["box"][0], ase.io.read(args.box, "0").repeat((5, 1, 1)), format="extxyz")
         for size in args.sizes:
             for name, (frames, count) in systems.items():
                 for mode in args.modes if frames else ():

@@ -195,6 +195,40 @@ class _Writer:
                             place = target + channels * row + begin
                             code.store(code.load(found, place, mask) + total, found, place, mask)
 
+    @contextmanager
+    def summed(
+        self, code: Code, start: Value, stop: Value, channels: Value, results: list[tuple[Value, int]]
+    ) -> Iterator[tuple[Value, Value, Value, Callable[[int, Value], None]]]:
+        """Each edge and vector of channels, and how something is added to one of the numbers of the edge, sums over channels.
+
+        ``results`` are arrays [edges, numbers], whose numbers are counted on from one to the next.
+        """
+        numbers = sum(count for _, count in results)
+        block = max(1, NUMBERS // (code.lanes * numbers))
+        sums, all_lanes = code.local(block * numbers), code.everywhere()
+        with code.loop(start, stop, block) as at:
+            count = code.least(stop - at, code.whole(block))
+            with code.loop(0, count * numbers) as n:
+                code.store(code.zeros(), sums, n * code.lanes, all_lanes)
+            for begin, mask in self.chunks(code, channels):
+                with code.loop(0, count) as n:
+                    totals: dict[int, Value] = {}
+
+                    def add(number: int, term: Value) -> None:
+                        totals[number] = totals[number] + term if number in totals else term
+
+                    yield at + n, begin, mask, add
+                    for number, total in totals.items():
+                        place = (n * numbers + number) * code.lanes
+                        code.store(code.load(sums, place, all_lanes) + total, sums, place, all_lanes)
+            with code.loop(0, count) as n:
+                number = 0
+                for found, size in results:
+                    for m in range(size):
+                        vector = code.load(sums, (n * numbers + number) * code.lanes, all_lanes)
+                        code.store(code.sum(vector), found, (at + n) * size + m)
+                        number += 1
+
     def named(self, letter: str, moved: Value, array: Value, terms: list[tuple[str, str, str]]) -> dict[str, Value]:
         """The arrays of a letter that terms need: its own, or the direction."""
         needed = {name for term in terms for name in term}
@@ -272,26 +306,22 @@ def by_harmonics(*description) -> Callable:
     ) -> None:  # fmt: skip
         terms = [term for term in self.terms if term[1] == "y"]
         features, of_paths = (self.named(*given, terms) for given in (("x", ux, x), ("w", uw, w)))
-        with code.loop(start, stop) as e:
+        with self.summed(code, start, stop, channels, [(found, self.harmonics)]) as (e, begin, mask, add):
             source, target = code.load(senders, e) * self.rows * channels, code.load(receivers, e) * self.sums * channels
-            totals = [code.variable(code.zeros()) for _ in range(self.harmonics)]
-            for begin, mask in self.chunks(code, channels):
-                rows = {name: self.loader(code, array, source, channels, begin, mask) for name, array in features.items()}
-                weights = {name: self.given(code, array, channels)(e, begin, mask) for name, array in of_paths.items()}
-                gradient = self.loader(code, g, target, channels, begin, mask)
-                for p, path in enumerate(self.paths):
-                    weighted, products, sums = {}, {}, {}
-                    for m1, m2, m3, coefficient in path.entries:
-                        if m1 not in weighted:
-                            weighted[m1] = _total(weights[of_w](p) * rows[of_x](path.features + m1) for of_x, _, of_w in terms)
-                        if (m1, m3) not in products:
-                            products[m1, m3] = weighted[m1] * gradient(path.sums + m3 * path.step)
-                        term = products[m1, m3] * coefficient
-                        sums[m2] = sums[m2] + term if m2 in sums else term
-                    for m2, total in sums.items():
-                        totals[path.harmonics + m2].add(total)
-            for m, total in enumerate(totals):
-                code.store(code.sum(total.get()), found, e * self.harmonics + m)
+            rows = {name: self.loader(code, array, source, channels, begin, mask) for name, array in features.items()}
+            weights = {name: self.given(code, array, channels)(e, begin, mask) for name, array in of_paths.items()}
+            gradient = self.loader(code, g, target, channels, begin, mask)
+            for p, path in enumerate(self.paths):
+                weighted, products, sums = {}, {}, {}
+                for m1, m2, m3, coefficient in path.entries:
+                    if m1 not in weighted:
+                        weighted[m1] = _total(weights[of_w](p) * rows[of_x](path.features + m1) for of_x, _, of_w in terms)
+                    if (m1, m3) not in products:
+                        products[m1, m3] = weighted[m1] * gradient(path.sums + m3 * path.step)
+                    term = products[m1, m3] * coefficient
+                    sums[m2] = sums[m2] + term if m2 in sums else term
+                for m2, total in sums.items():
+                    add(path.harmonics + m2, total)
 
     return write
 
@@ -337,33 +367,27 @@ def tabulated_by_edges(*description) -> Callable:
         code: Code, start: int, stop: int, channels: int, senders: Indices, receivers: Indices,
         rows: Indices, table: Tensor, x: Tensor, y: Tensor, b: Tensor, g: Tensor, by_y: Tensor, by_b: Tensor,
     ) -> None:  # fmt: skip
-        with code.loop(start, stop) as e:
+        with self.summed(code, start, stop, channels, [(by_y, self.harmonics), (by_b, 4)]) as (e, begin, mask, add):
             source, target = code.load(senders, e) * self.rows * channels, code.load(receivers, e) * self.sums * channels
             angular = [code.load(y, e * self.harmonics + m) for m in range(self.harmonics)]
-            of_y = [code.variable(code.zeros()) for _ in range(self.harmonics)]
-            of_b = [code.variable(code.zeros()) for _ in range(4)]
-            for begin, mask in self.chunks(code, channels):
-                features = self.loader(code, x, source, channels, begin, mask)
-                gradient = self.loader(code, g, target, channels, begin, mask)
-                entries = self.entries(code, e, rows, table, channels, begin, mask)
-                weight = self.tabulated(code, rows, b, table, channels)(e, begin, mask)
-                for p, path in enumerate(self.paths):
-                    products: dict[tuple[int, int], Value] = {}
-                    sums: dict[int, Value] = {}  # sum_(m1, m3) C x g, by m2
-                    for m1, m2, m3, coefficient in path.entries:
-                        if (m1, m3) not in products:
-                            products[m1, m3] = features(path.features + m1) * gradient(path.sums + m3 * path.step)
-                        term = products[m1, m3] * coefficient
-                        sums[m2] = sums[m2] + term if m2 in sums else term
-                    by_weight = None
-                    for m2, total in sums.items():
-                        of_y[path.harmonics + m2].add(weight(p) * total)
-                        term = total * angular[path.harmonics + m2]
-                        by_weight = term if by_weight is None else by_weight + term
-                    for k in range(4):
-                        of_b[k].add(entries[k](p) * by_weight)
-            for totals, found in ((of_y, by_y), (of_b, by_b)):
-                for m, total in enumerate(totals):
-                    code.store(code.sum(total.get()), found, e * len(totals) + m)
+            features = self.loader(code, x, source, channels, begin, mask)
+            gradient = self.loader(code, g, target, channels, begin, mask)
+            entries = self.entries(code, e, rows, table, channels, begin, mask)
+            weight = self.tabulated(code, rows, b, table, channels)(e, begin, mask)
+            for p, path in enumerate(self.paths):
+                products: dict[tuple[int, int], Value] = {}
+                sums: dict[int, Value] = {}  # sum_(m1, m3) C x g, by m2
+                for m1, m2, m3, coefficient in path.entries:
+                    if (m1, m3) not in products:
+                        products[m1, m3] = features(path.features + m1) * gradient(path.sums + m3 * path.step)
+                    term = products[m1, m3] * coefficient
+                    sums[m2] = sums[m2] + term if m2 in sums else term
+                by_weight = None
+                for m2, total in sums.items():
+                    add(path.harmonics + m2, weight(p) * total)
+                    term = total * angular[path.harmonics + m2]
+                    by_weight = term if by_weight is None else by_weight + term
+                for k in range(4):
+                    add(self.harmonics + k, entries[k](p) * by_weight)
 
     return write
