@@ -214,7 +214,7 @@ class _Writer:
                 with code.loop(0, count) as n:
                     totals: dict[int, Value] = {}
 
-                    def add(number: int, term: Value) -> None:
+                    def add(number: int, term: Value, totals: dict[int, Value] = totals) -> None:
                         totals[number] = totals[number] + term if number in totals else term
 
                     yield at + n, begin, mask, add
