@@ -27,6 +27,7 @@ CPU = {
     "tiles": BOTH,
     "convolution": BOTH,
     "filters": BOTH,
+    "frames": BOTH,
     "signals": BOTH,
     "polynomials": BOTH,
     "linear": (torch.float32,),
