@@ -60,7 +60,9 @@ class PolarFrames(nn.Module):
         tilt, turn = (_multiples(*pair, self.lmax) for pair in ((y, radius), (z / radius, x / radius)))
         return *(torch.stack([*sines[:0:-1], *cosines], dim=-1) for cosines, sines in (tilt, turn)), polar
 
-    def turn_right(self, l: int, x: Float[Tensor, "... components channels"], back: bool = False) -> Float[Tensor, "... components channels"]:
+    def turn_right(
+        self, l: int, x: Float[Tensor, "... components channels"], back: bool = False
+    ) -> Float[Tensor, "... components channels"]:
         """Components of a degree after the turn by a right angle, or before it."""
         table = self._right_angle[l](x)
         return (table.mT if back else table) @ x

@@ -15,6 +15,8 @@ from equimol.ops.kernels import find_kernel, has_kernel, run
 from equimol.ops.multilinear import Form, form_derivatives, form_operator
 from equimol.ops.scatter import gather, scatter_sum
 
+LONGEST = 700  # entries and components of all blocks, up to which there is a kernel: 1.5 s to compile, and far longer beyond
+TOO_LONG = "it would be too long, at so high degrees"
 PADDING = 16  # numbers of which the columns of a table are a multiple: no vector of a kernel is longer
 
 
@@ -77,6 +79,8 @@ class FramedSum(Form):
         back = tuple(Entry(c, t, t_order, s, s_order, sign) for c, s, s_order, t, t_order, sign in self.entries)
         rows, sums, weights = self.sizes
         self.reversed = lmax, orders, self.targets, self.sources, self.combinations, back, (sums, rows, weights)
+        components = sum(2 * block.l + 1 for block in self.sources + self.targets)
+        self.obstacle = TOO_LONG if len(self.entries) + components > LONGEST else ""
         self._kernels: dict[tuple, Callable[..., int]] = {}  # found by the description, which takes long to compare
 
     def shapes(self, arguments, constants):
@@ -88,7 +92,7 @@ class FramedSum(Form):
 
     def derivatives(self, arguments, constants, wanted):
         like = next(a for a in arguments if a is not None)
-        if not has_kernel("frames", like) or like.device.type != "cpu":
+        if not has_kernel("frames", like, self.obstacle):
             return self.plain_derivatives(arguments, constants, wanted)
         senders, receivers, table = constants
         shapes, found = self.shapes(arguments, constants), [None] * self.count

@@ -43,7 +43,6 @@ class FramedConvolution(nn.Module):
             sources.append(Rows(block.l, rows, 1))
             rows += 2 * block.l + 1
         sizes = rows, sum(block.dim for block in out) // self.channels, num_weights
-        # Blocks with a single row in the frame would need no rotation of the others; they are rare.
         self.form = FramedSum(frames.lmax, max(frames.rows) // 2, sources, targets, combinations, entries, sizes)
         elements = frames.tilt_elements()
         self._table = Table(torch.nn.functional.pad(elements, (0, -elements.shape[1] % PADDING)))

@@ -74,7 +74,7 @@ class SO2Convolution(EdgeConvolution):
         weights: Float[Tensor, "edges num_weights channels"],
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
-        if has_operator("frames", features):
+        if has_operator("frames", features, self._framed.form.obstacle):
             return self._framed(self._frames, features, edge_directions(harmonics), senders, receivers, weights)
         slots = Slots(receivers, len(features))
         sent = gather(features, slots.index(senders))
@@ -137,7 +137,7 @@ class SummedMessages(EdgeConvolution):
         weights: Float[Tensor, "edges num_weights channels"],
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
-        if has_operator("frames", features):
+        if has_operator("frames", features, self._framed.form.obstacle):
             return self._framed(self._frames, features, edge_directions(harmonics), senders, receivers, weights)
         per_edge = layout_dim(self.in_layout) + layout_dim(self.out)
         messages = in_blocks(self.messages, per_edge, gather(features, senders), edge_directions(harmonics), weights)
@@ -306,7 +306,6 @@ class SO2GauntConvolution(SummedMessages):
             z = torch.stack([projected[l, m] for m in range(-largest, largest + 1)], 1)
             messages.append(torch.bmm(frames[l].mT, z).flatten(1))
         return torch.cat(messages, -1)
-
 
     def _compile(self) -> FramedConvolution:
         """The same by what the nodes add up to: a factor for each l1, l2, l3 and |m|."""

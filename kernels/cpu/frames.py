@@ -66,7 +66,10 @@ class _Writer:
         factors = [code.splat(code.load(tilts, e * self.angles + k)) for k in range(self.angles)]
         with code.loop(0, code.whole(self.padded), code.lanes) as n:
             code.store(
-                _total(code.load(table, n + k * self.padded, code.everywhere()) * f for k, f in enumerate(factors)), made, n, code.everywhere()
+                _total(code.load(table, n + k * self.padded, code.everywhere()) * f for k, f in enumerate(factors)),
+                made,
+                n,
+                code.everywhere(),
             )
 
     def turn(self, code: Code, turns: Value, e: Value) -> list[tuple[Value, Value | None]]:
@@ -214,6 +217,8 @@ def by_angles(*description) -> Callable:
         everywhere = code.everywhere()
         with code.loop(0, code.whole(self.padded), code.lanes) as n:
             code.store(code.zeros(), totals, n, everywhere)
+        with code.loop(0, code.whole(self.target.vectors)) as n:  # some components are never made
+            code.store(code.zeros(), mixed, n * code.lanes, everywhere)
         with code.loop(start, stop) as e:
             source, target = code.load(senders, e) * self.rows * channels, code.load(receivers, e) * self.sums * channels
             self.tilt(code, tilts, e, table, into)
@@ -232,14 +237,13 @@ def by_angles(*description) -> Callable:
                     l, first_row, step = rows
                     turned = self.turned(code, turn_out, rows, g, target + begin, channels, mask)
                     for first, count, column, columns, at in self.halves_of(self.target, block):
-                        for r in range(count):
-                            if (block, first + r) in self.target.occurring:
-                                z = self.component(code, mixed, self.target.place(block, first + r))
-                                for c in range(columns):
-                                    place = code.whole((at + r * columns + c) * code.lanes)
-                                    code.store(
-                                        code.load(products, place, everywhere) + z * turned[column + c], products, place, everywhere
-                                    )
+                        if not count or not columns:
+                            continue
+                        with code.loop(0, code.whole(count)) as row:
+                            z = code.load(mixed, (row + self.target.place(block, first)) * code.lanes, everywhere)
+                            for c in range(columns):
+                                place = (row * columns + (at + c)) * code.lanes
+                                code.store(code.load(products, place, everywhere) + z * turned[column + c], products, place, everywhere)
                     self.straighten(code, block, out, mixed, straight)
                     y = {c: self.component(code, straight, c + l) for c in range(-l, l + 1)}
                     raw = {c: code.load(g, target + channels * (first_row + (c + l) * step) + begin, mask) for c in y}
