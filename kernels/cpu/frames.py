@@ -1,10 +1,12 @@
 """Sums of features mixed in the frames of edges, and their derivatives, for equimol/ops/frames.py: straight-line code from the mixing.
 
-    S = sum_e sum over entries of sign (sum_k factor_k w_e,k,c) A_e,source,c B_e,target,c,    A_e = T(b_e) Z(a_e) x_s(e),    B_e = T(b_e) Z(a_e) g_r(e)
+    S = sum_e sum over entries of sign (sum_k factor_k w_e,k,c) A_e,source,c B_e,target,c
+    A_e = T(b_e) Z(a_e) x_s(e),    B_e = T(b_e) Z(a_e) g_r(e)
 
 summed over channels c. x [atoms, rows, channels], w [edges, weights, channels], g [atoms, sums, channels]; T and Z are linear in ``tilts``
-and ``turns`` [edges, 2 lmax + 1], sines lmax..1 and cosines 0..lmax of multiples of b and a. S is linear in each of these, those of A and of
-B being different ones. Here are its derivatives by what belongs to g, and by w; those by what belongs to x are the same with roles exchanged.
+and ``turns`` [edges, 2 lmax + 1], sines lmax..1 and cosines 0..lmax of multiples of b and a. S is linear in each of these, those of A
+and of B being different ones. Here are its derivatives by what belongs to g, and by w; those by what belongs to x are the same with
+roles exchanged.
 
 The elements of T are made for each edge, once for all channels, from ``table`` [2 lmax + 1, elements]; components of A and B stay in the
 nearest cache. Edges are visited atom by atom: ``first`` says where those of an atom begin in ``order``. Sums are owned by their atom.

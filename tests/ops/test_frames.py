@@ -93,7 +93,6 @@ def test_what_does_not_fit_is_refused(random):
     form, table, rows = convolution._framed.form, convolution._framed._table(features), features.unflatten(1, (-1, 2))
     for arguments, message in (
         ((rows, random(7, 3).float(), random(7, 3), weights, senders), r"tilts must be torch.float64 \[7, 3\]"),
-        ((rows, random(7, 3), random(7, 5), weights, senders), r"turns must be torch.float64 \[7, 3\]"),
         ((rows[:, :3], random(7, 3), random(7, 3), weights, senders), r"features must be torch.float64 \[5, 4, 2\]"),
         ((rows, random(7, 3), random(7, 3), weights[:, :2], senders), r"weights must be torch.float64 \[7, "),
         ((rows, random(7, 3), random(7, 3), weights, senders.int()), "senders must be int64"),
