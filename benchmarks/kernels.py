@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py [--edges 5000 50000] [--quick] [--only "grid product"]      # to results/kernels.csv
     python benchmarks/kernels.py memory [--edges 50000]     # of the convolution's second derivatives, to results/kernels_memory.csv
+    python benchmarks/kernels.py first                      # seconds of the first call in a fresh process, to results/kernels_first.csv
     python benchmarks/kernels.py table
 
 The convolution is MACE's: features of degrees 0..l, harmonics to degree 3, a weight per path, channel and edge, 20 edges at an atom, all
@@ -42,6 +43,7 @@ from equimol.tensor_products.bracket_grid import BracketGrid
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
 from equimol.tensor_products.complete_grid import CompleteGrid
 from equimol.tensor_products.gaunt_grid import GauntGrid
+from equimol.tensor_products.so2 import SO2GauntConvolution, SO2MixedConvolution
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
 MODES = ("forward", "second derivative")
@@ -259,6 +261,64 @@ def peak(who: str, channels: int, lmax: int, edges: int) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
+def first() -> None:
+    """Seconds of the first call of an operation with its first derivatives, compilation included and imports not; of the second, too."""
+    rows = []
+    for case in FIRST:
+        command = [sys.executable, "-W", "ignore", __file__, "once", "--only", case]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        rows.append({"case": case, "first_s": float(found[0]), "second_s": float(found[1])} | describe_surroundings(torch.float32))
+        print(rows[-1], flush=True)
+    append_rows(RESULTS.with_name("kernels_first.csv"), rows)
+
+
+def once(case: str) -> None:
+    """Prints the seconds of two calls."""
+    make, *arguments = FIRST[case]
+    call, inputs = make(*arguments)
+    inputs = [x.requires_grad_() for x in inputs]
+    os.environ["EQUIMOL_KERNELS"] = "require"
+    for _ in range(2):
+        begin = time.perf_counter()
+        result = call(*inputs)
+        torch.autograd.grad(result, inputs, torch.ones_like(result))
+        print(round(time.perf_counter() - begin, 3))
+
+
+def edges_of(convolution: torch.nn.Module, edges: int = 20) -> tuple[Callable, list[torch.Tensor]]:
+    """A convolution of few edges, and its inputs."""
+    ends = torch.arange(edges)
+    sizes = (edges, layout_dim(convolution.in_layout)), (edges, (convolution.lmax_edge + 1) ** 2)
+    inputs = [torch.randn(*size) for size in (*sizes, (edges, convolution.num_weights, convolution.channels))]
+    return lambda x, y, w: convolution(x, y, ends, ends, w), inputs
+
+
+def product_of(lmax: int, couplings: str) -> tuple[Callable, list[torch.Tensor]]:
+    make, _ = GRIDS[couplings]
+    layout = natural_layout(lmax, 64)
+    product = make(layout, layout, lmax, couplings=GRIDS[couplings][1])
+    return product, [torch.randn(10, layout_dim(layout)), torch.randn(10, layout_dim(layout)), torch.randn(product.num_weights, 64)]
+
+
+def small_tile() -> tuple[Callable, list[torch.Tensor]]:
+    shapes = (2, 3, 3, 32), (2, 3, 96), (2, 3, 96), (96, 32), (2, 3), (2, 3)
+    return lambda *x: torch.cat([y.flatten() for y in tiles(*x, 64, Tail(10.0, smooth=True))]), [torch.randn(*shape) for shape in shapes]
+
+
+#: of each case, what makes a call and its inputs
+FIRST = {
+    "convolution, degrees 0..1": (lambda: edges_of(ClebschGordanConvolution(natural_layout(1, 64), 3, 3)),),
+    "convolution, degrees 0..2": (lambda: edges_of(ClebschGordanConvolution(natural_layout(2, 128), 3, 3)),),
+    "so2_mixed, degrees 0..3": (lambda: edges_of(SO2MixedConvolution(natural_layout(3, 32), 3, 3)),),
+    "so2_mixed, degrees 0..6": (lambda: edges_of(SO2MixedConvolution(natural_layout(6, 32), 6, 6)),),
+    "so2_gaunt, degrees 0..6": (lambda: edges_of(SO2GauntConvolution(natural_layout(6, 32), 6, 6)),),
+    "Gaunt grid product, degrees 0..4": (product_of, 4, "Gaunt"),
+    "complete grid product, degrees 0..4": (product_of, 4, "complete"),
+    "Gaunt grid product, degrees 0..8": (product_of, 8, "Gaunt"),
+    "tiles": (small_tile,),
+}
+
+
 def table() -> None:
     """The last row of each case, mode and contender, as Markdown."""
     with open(RESULTS, newline="") as file:
@@ -272,7 +332,7 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=("measure", "memory", "table", "peak"), default="measure")
+    parser.add_argument("command", nargs="?", choices=("measure", "memory", "first", "once", "table", "peak"), default="measure")
     parser.add_argument("--edges", type=int, nargs="+", default=[5000, 50000])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--only", default="", help="cases whose names contain this")
@@ -283,6 +343,10 @@ def main() -> None:
             table()
         case "memory":
             memory(args.edges)
+        case "first":
+            first()
+        case "once":
+            once(args.only)
         case "peak":
             peak(args.case[0], *map(int, args.case[1:]))
         case _:

@@ -1,7 +1,7 @@
 """Frames whose polar axis lies along given directions, as Wigner matrices."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from equimol.o3.tables import Table
@@ -35,16 +35,10 @@ class PolarFrames(nn.Module):
 
     def forward(self, directions: Float[Tensor, "edges 3"]) -> list[Float[Tensor, "edges rows columns"]]:
         """A matrix per degree for unit vectors. The zero vector gets something finite that is no rotation, and no NaN in gradients."""
-        x, y, z = directions.unbind(-1)
-        polar = y * y > 0.5
-        y, z = torch.where(polar, -z, y), torch.where(polar, y, z)  # now x² + z² >= 1/2
-        across = x * x + z * z
-        radius = torch.where(across > 0, across, 1).sqrt()
-        cosines, sines = _multiples(y, radius, self.lmax)
-        tilt = torch.stack([*sines[:0:-1], *cosines], dim=-1)
-        cosines, sines = _multiples(z / radius, x / radius, self.lmax)
-        cosine = torch.stack([*cosines[:0:-1], *cosines], dim=-1).unsqueeze(1)  # cos(ma), m = -lmax..lmax
-        sine = torch.stack([*(-s for s in sines[:0:-1]), *sines], dim=-1).unsqueeze(1)
+        tilt, turn, polar = self.angles(directions)
+        sines = turn[:, : self.lmax]  # of lmax..1
+        cosine = torch.cat([turn[:, self.lmax + 1 :].flip(1), turn[:, self.lmax :]], 1).unsqueeze(1)  # cos(ma), m = -lmax..lmax
+        sine = torch.cat([-sines, torch.zeros_like(turn[:, :1]), sines.flip(1)], 1).unsqueeze(1)
         polar = polar[:, None, None]
         frames = []
         for l, d in enumerate((tilt @ self._tilts(tilt)).split(self._sizes, dim=-1)):
@@ -53,6 +47,34 @@ class PolarFrames(nn.Module):
             d = torch.addcmul(d * cosine[..., columns], d.flip(-1), sine[..., columns], value=-1)  # times D(R_y(-a))
             frames.append(torch.where(polar, d @ self._right_angle[l](d), d))
         return frames
+
+    def angles(
+        self, directions: Float[Tensor, "edges 3"]
+    ) -> tuple[Float[Tensor, "edges angles"], Float[Tensor, "edges angles"], Bool[Tensor, " edges"]]:
+        """sin(mb) for m = lmax..1 and cos(mb) for m = 0..lmax, the same of a, and which directions are turned by the right angle first."""
+        x, y, z = directions.unbind(-1)
+        polar = y * y > 0.5
+        y, z = torch.where(polar, -z, y), torch.where(polar, y, z)  # now x² + z² >= 1/2
+        across = x * x + z * z
+        radius = torch.where(across > 0, across, 1).sqrt()
+        tilt, turn = (_multiples(*pair, self.lmax) for pair in ((y, radius), (z / radius, x / radius)))
+        return *(torch.stack([*sines[:0:-1], *cosines], dim=-1) for cosines, sines in (tilt, turn)), polar
+
+    def turn_right(
+        self, l: int, x: Float[Tensor, "... components channels"], back: bool = False
+    ) -> Float[Tensor, "... components channels"]:
+        """Components of a degree after the turn by a right angle, or before it."""
+        table = self._right_angle[l](x)
+        return (table.mT if back else table) @ x
+
+    def tilt_elements(self) -> Float[Tensor, "angles elements"]:
+        """What D_l(R_x(-b)) is made of, for sines and cosines as `angles` gives them: of each degree the elements [rows, l] between
+        components below 0, then those of the others [rows, l + 1]; none of the other elements is different from zero."""
+        found = []
+        for l, tilts in enumerate(self._tilts.exact.split(self._sizes, dim=1)):
+            half, tilts = self.rows[l] // 2, tilts.unflatten(1, (self.rows[l], 2 * l + 1))
+            found += [tilts[:, :half, :l].flatten(1), tilts[:, half:, l:].flatten(1)]
+        return torch.cat(found, 1)
 
 
 def _multiples(cosine: Float[Tensor, " edges"], sine: Float[Tensor, " edges"], lmax: int) -> tuple[list[Tensor], list[Tensor]]:

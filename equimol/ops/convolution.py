@@ -187,10 +187,8 @@ def tabulated_sum(
     edges = len(senders)
     shapes = [("harmonics", harmonics, (edges, form.given.harmonics)), ("blend", blend, (edges, 4))]
     shapes.append(("table", table, (len(table), len(form.given.paths), features.shape[2])))
-    _require_beside(features, edges, shapes)
-    for name, index in (("senders", senders), ("receivers", receivers), ("first_rows", first_rows)):
-        if index.dtype != torch.int64 or len(index) != edges:
-            raise ValueError(f"{name} must be int64, one for each of {edges} edges, got {index.dtype} [{len(index)}]")
+    require_beside(features, edges, shapes)
+    require_edges(edges, senders=senders, receivers=receivers, first_rows=first_rows)
     if table.requires_grad:
         raise ValueError("table must be a constant, got one that needs a gradient; use coupled_sum with weights looked up in it")
     constants = senders.contiguous(), receivers.contiguous(), first_rows.contiguous(), table.contiguous()
@@ -201,7 +199,7 @@ def _blended(b: Float[Tensor, "edges 4"], first_rows: Int[Tensor, " edges"], tab
     return sum(b[:, k, None, None] * table[first_rows + k] for k in range(4))
 
 
-def _require_beside(features: Tensor, edges: int, shapes: Sequence[tuple[str, Tensor, tuple[int, ...]]]) -> None:
+def require_beside(features: Tensor, edges: int, shapes: Sequence[tuple[str, Tensor, tuple[int, ...]]]) -> None:
     """Raises ValueError for a tensor of another shape than stated, or of another dtype or device than the features."""
     for name, tensor, shape in shapes:
         if tensor.shape != shape or tensor.dtype != features.dtype or tensor.device != features.device:
@@ -209,6 +207,13 @@ def _require_beside(features: Tensor, edges: int, shapes: Sequence[tuple[str, Te
                 f"{name} must be {features.dtype} {list(shape)} on {features.device} beside features {list(features.shape)} and {edges}"
                 f" senders, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
             )
+
+
+def require_edges(edges: int, **indices: Int[Tensor, " edges"]) -> None:
+    """Raises ValueError for an index that is not int64, or not of this many edges."""
+    for name, index in indices.items():
+        if index.dtype != torch.int64 or len(index) != edges:
+            raise ValueError(f"{name} must be int64, one for each of {edges} edges, got {index.dtype} [{len(index)}]")
 
 
 def require_within(size: int, **indices: Int[Tensor, " edges"]) -> None:
@@ -231,11 +236,8 @@ def coupled_sum(
     arguments, wanted = (features, harmonics, weights, None), (False, False, False, True)
     channels, edges = features.shape[2], len(senders)
     shapes = ("harmonics", harmonics, (edges, form.harmonics)), ("weights", weights, (edges, len(form.paths), channels))
-    _require_beside(features, edges, shapes)
-    if len(receivers) != edges or senders.dtype != torch.int64 or receivers.dtype != torch.int64:
-        raise ValueError(
-            f"senders and receivers must be int64, one for each edge, got {senders.dtype} [{edges}], {receivers.dtype} [{len(receivers)}]"
-        )
+    require_beside(features, edges, shapes)
+    require_edges(edges, senders=senders, receivers=receivers)
     derivatives = form_operator if torch.compiler.is_compiling() else form_derivatives
     return derivatives(form, arguments, (senders.contiguous(), receivers.contiguous()), wanted)[3]
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equimol.ops.convolution import edges_of, require_within
-from equimol.ops.kernels import find_kernel, has_kernel, run
-from equimol.ops.multilinear import Form, form_derivatives
+from equimol.ops.convolution import edges_of, require_beside, require_edges, require_within
+from equimol.ops.kernels import find_kernel, has_kernel, is_traced, run
+from equimol.ops.multilinear import Form, form_derivatives, form_operator
 from equimol.ops.scatter import gather, scatter_sum
 from equimol.ops.signals import BLOCK_NUMBERS, Term
 
@@ -28,12 +28,24 @@ def filtered_sum(
     """Sum over the edges of each receiver of f_p g_p, signals of the sender times those of the filter g = sum_l w_l (harmonics table)_l.
 
     A term (i, j, k, s) adds s f_i g_j to signal k. Of any order of derivative, without keeping values at points: filters are made again
-    for each. The table is a constant. While torch.compile traces, it is `plain_filtered_sum`.
+    for each. The table is a constant. In a program of PyTorch's compiler it is one operator; in traced ones, `plain_filtered_sum`.
     """
-    if torch.compiler.is_compiling():
+    if is_traced() or (torch.compiler.is_compiling() and samples.device.type != "cpu"):
         return plain_filtered_sum(samples, harmonics, weights, senders, receivers, table, terms)
+    edges, channels = len(senders), samples.shape[3]
+    require_edges(edges, senders=senders, receivers=receivers)
+    shapes = [
+        ("samples", samples, (len(samples), samples.shape[1], table.shape[2], channels)),
+        ("harmonics", harmonics, (edges, len(table))),
+    ]
+    shapes += [("weights", weights, (edges, table.shape[3], weights.shape[2], channels)), ("table", table, table.shape)]
+    require_beside(samples, edges, shapes)
+    if samples.shape[1] <= max(i for i, *_ in terms) or table.shape[1] <= max(j for _, j, *_ in terms):
+        raise ValueError(f"terms must be of the {samples.shape[1]} signals of samples and {table.shape[1]} of the table, got {terms}")
     arguments, wanted = (samples, harmonics, weights, None), (False, False, False, True)
-    return form_derivatives(_form(terms), arguments, (senders, receivers, table), wanted)[3]
+    constants = senders.contiguous(), receivers.contiguous(), table
+    derivatives = form_operator if torch.compiler.is_compiling() else form_derivatives
+    return derivatives(_form(terms), arguments, constants, wanted)[3]
 
 
 def plain_filtered_sum(

@@ -27,6 +27,7 @@ CPU = {
     "tiles": BOTH,
     "convolution": BOTH,
     "filters": BOTH,
+    "frames": BOTH,
     "signals": BOTH,
     "polynomials": BOTH,
     "linear": (torch.float32,),
@@ -55,14 +56,14 @@ def wanted() -> str:
     return choice
 
 
-def has_operator(operation: str, like: Tensor) -> bool:
+def has_operator(operation: str, like: Tensor, obstacle: str = "") -> bool:
     """Whether an operation is to be called as one, which finds its kernel itself, for such tensors.
 
     Programs of PyTorch's compiler hold it on a CPU. Raises as `find_kernel` does.
     """
     if torch.compiler.is_compiling():
-        return like.device.type == "cpu" and not is_traced()
-    return has_kernel(operation, like)
+        return like.device.type == "cpu" and not is_traced() and not obstacle
+    return has_kernel(operation, like, obstacle)
 
 
 def is_traced() -> bool:

@@ -18,7 +18,9 @@ def silut(x: Float[Tensor, "..."], tail: Tail) -> Float[Tensor, "..."]:
     """x sigmoid(x) below the threshold of the tail, bounded beyond."""
     if math.isinf(tail.threshold):
         return silu(x)
-    if get_proxy_mode() is not None:  # while being traced nothing may depend on numbers, and the compiler joins plain operations
+    if (
+        torch.compiler.is_compiling() or get_proxy_mode() is not None
+    ):  # while being traced nothing may depend on numbers, and the compiler joins plain operations
         return torch.where(x < tail.threshold, silu(x), tail.derivative(x.clamp(min=tail.threshold), 0))
     return _SiLUT.apply(x, tail)[0]
 

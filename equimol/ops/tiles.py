@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from equimol.ops.function import Function, wanted_inputs
-from equimol.ops.kernels import find_kernel, run
+from equimol.ops.kernels import find_kernel, is_traced, run
 from equimol.ops.silut import Tail, silut
 
 NAMES = ("pairs", "first", "second", "weight", "first_weights", "second_weights")
@@ -44,8 +43,10 @@ def tiles(
             )
     if not 0 <= messages <= len(weight):
         raise ValueError(f"messages must be 0 to {len(weight)}, the rows of weight, got {messages}")
-    if get_proxy_mode() is not None:  # a program is traced from plain operations
+    if is_traced() or (torch.compiler.is_compiling() and pairs.device.type != "cpu"):  # a program is traced from plain operations
         return plain_tiles(pairs, first, second, weight, first_weights, second_weights, messages, tail)
+    if torch.compiler.is_compiling():
+        return torch.ops.equimol.tiles(*tensors, messages, tail.threshold, tail.smooth)
     return _Tiles.apply(pairs, first, second, weight, first_weights, second_weights, messages, tail)
 
 
@@ -161,6 +162,50 @@ def _plain_bend(ctx, arguments: tuple[Tensor, ...], directions: tuple[Tensor | N
         places = [n for n in range(6) if directions[n] is not None]
         slopes = torch.autograd.grad(results, [arguments[n] for n in places], arguments[6:], create_graph=True)
         return list(torch.autograd.grad(slopes, arguments, [directions[n] for n in places], create_graph=True, allow_unused=True))
+
+
+# --- the same as operators of PyTorch, for its compiler, which has first derivatives alone --------------------------------------------
+
+_TENSORS = "Tensor pairs, Tensor first, Tensor second, Tensor weight, Tensor first_weights, Tensor second_weights"
+_NUMBERS = "int messages, float threshold, bool smooth"
+
+
+@torch.library.custom_op("equimol::tiles", mutates_args=(), schema=f"({_TENSORS}, {_NUMBERS}) -> (Tensor, Tensor)")
+def _operator(pairs, first, second, weight, first_weights, second_weights, messages, threshold, smooth):
+    return _Tiles.forward(pairs, first, second, weight, first_weights, second_weights, messages, Tail(threshold, smooth))
+
+
+@_operator.register_fake
+def _(pairs, first, second, weight, first_weights, second_weights, messages, threshold, smooth):
+    n, j, k, _ = pairs.shape
+    return pairs.new_empty(n, j, messages), pairs.new_empty(n, j, k, len(weight) - messages)
+
+
+@torch.library.custom_op(
+    "equimol::tiles_slope", mutates_args=(), schema=f"({_TENSORS}, Tensor of_summed, Tensor of_rest, {_NUMBERS}) -> Tensor[]"
+)
+def _slope_operator(
+    pairs, first, second, weight, first_weights, second_weights, of_summed, of_rest, messages, threshold, smooth
+) -> list[Tensor]:
+    tensors = pairs, first, second, weight, first_weights, second_weights, of_summed, of_rest
+    return list(_Slope.forward(*tensors, (True,) * 6, messages, Tail(threshold, smooth)))
+
+
+@_slope_operator.register_fake
+def _(pairs, first, second, weight, first_weights, second_weights, of_summed, of_rest, messages, threshold, smooth):
+    return [x.new_empty(x.shape) for x in (pairs, first, second, weight, first_weights, second_weights)]
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, ctx.messages, ctx.threshold, ctx.smooth = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _operator_backward(ctx, of_summed, of_rest):
+    return *torch.ops.equimol.tiles_slope(*ctx.saved_tensors, of_summed, of_rest, ctx.messages, ctx.threshold, ctx.smooth), None, None, None
+
+
+_operator.register_autograd(_operator_backward, setup_context=_keep)
 
 
 # --- a block ---------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from equimol.o3 import (
     Table,
     coupling_paths,
     layout_dim,
+    layout_slices,
     lmax_of,
     natural_layout,
     spherical_harmonics,
@@ -30,8 +31,10 @@ from equimol.o3 import (
     wigner_3j,
 )
 from equimol.o3.frames import PolarFrames
-from equimol.ops import Slots, gather, scatter_sum
+from equimol.ops import Entry, Rows, Slots, gather, scatter_sum
+from equimol.ops.kernels import has_operator
 from equimol.tensor_products.base import EdgeConvolution, balance, require_natural, sphere_strength
+from equimol.tensor_products.framed import FramedConvolution
 
 BLOCK_NUMBERS = 2**21  # numbers that enter and leave at a time: what is made of them then mostly stays in the cache of one core
 
@@ -60,6 +63,7 @@ class SO2Convolution(EdgeConvolution):
         # odd paths multiply the component -m of the feature: their table and the rows of the frame stand in reverse instead
         factors = [aligned_coupling(p).flip(0) if is_odd(p) else aligned_coupling(p) for p in self.paths]
         self._tables = nn.ModuleList(Table(f.unsqueeze(-1)) for f in factors)
+        self._framed = self._compile()
 
     def forward(
         self,
@@ -70,6 +74,8 @@ class SO2Convolution(EdgeConvolution):
         weights: Float[Tensor, "edges num_weights channels"],
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
+        if has_operator("frames", features, self._framed.form.obstacle):
+            return self._framed(self._frames, features, edge_directions(harmonics), senders, receivers, weights)
         slots = Slots(receivers, len(features))
         sent = gather(features, slots.index(senders))
         filled = (sent, slots.fill(edge_directions(harmonics)), slots.fill(weights))
@@ -99,9 +105,28 @@ class SO2Convolution(EdgeConvolution):
             coupled.append(torch.bmm(back.reshape(atoms, rows, 2 * p.l3 + 1).mT, messages.reshape(atoms, rows, self.channels)))
         return torch.cat([torch.cat([coupled[n] for n in columns], -1).flatten(1) for columns in self._columns.values()], -1)
 
+    def _compile(self) -> FramedConvolution:
+        """A target for each path, in one order with its weight; paths of a kind stand side by side."""
+        targets, row = {}, 0
+        for (l, _), columns in self._columns.items():
+            targets |= {n: Rows(l, row + column, len(columns)) for column, n in enumerate(columns)}
+            row += (2 * l + 1) * len(columns)
+        combinations, entries = [], []
+        for n, p in enumerate(self.paths):
+            factors, odd = aligned_coupling(p), is_odd(p)
+            for m in range(int(odd), min(p.l1, p.l3) + 1):
+                entries += [Entry(len(combinations), p.i1, source, n, order, sign) for source, order, sign in _pairs(m, odd)]
+                combinations.append(((n, float(_of_order(factors, m))),))
+        return FramedConvolution(
+            self._frames, self.in_layout, self.out, [targets[n] for n in range(len(self.paths))], combinations, entries, self.num_weights
+        )
+
 
 class SummedMessages(EdgeConvolution):
     """Messages edge by edge in the frame of the structure, then their sum: for convolutions with few channels out of each edge."""
+
+    _frames: PolarFrames
+    _framed: FramedConvolution
 
     def forward(
         self,
@@ -112,6 +137,8 @@ class SummedMessages(EdgeConvolution):
         weights: Float[Tensor, "edges num_weights channels"],
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
+        if has_operator("frames", features, self._framed.form.obstacle):
+            return self._framed(self._frames, features, edge_directions(harmonics), senders, receivers, weights)
         per_edge = layout_dim(self.in_layout) + layout_dim(self.out)
         messages = in_blocks(self.messages, per_edge, gather(features, senders), edge_directions(harmonics), weights)
         return scatter_sum(messages, receivers, len(features))
@@ -162,6 +189,7 @@ class SO2MixedConvolution(SummedMessages):
         scales = {kind: _mixing_scales(lmax, *kind) for kind in self._kinds}
         self._scales = nn.ModuleList(Table(scales[kind].unsqueeze(-1)) for kind in self._kinds)
         self._from_paths = Table(self._path_table(scales))
+        self._framed = self._compile(scales)
 
     def messages(
         self,
@@ -190,6 +218,17 @@ class SO2MixedConvolution(SummedMessages):
     def weights_from_paths(self, path_weights: Float[Tensor, "... paths channels"]) -> Float[Tensor, "... num_weights channels"]:
         """The weights that stand for those of ``paths``: they give the sum over paths into each degree and parity."""
         return self._from_paths(path_weights) @ path_weights
+
+    def _compile(self, scales: dict[tuple[int, bool], Tensor]) -> FramedConvolution:
+        targets = [Rows(block.l, first // self.channels, 1) for block, (first, _) in zip(self.out, _bounds(self.out), strict=True)]
+        combinations, entries = [], []
+        for odd, m, degrees_in, degrees_out in self._mixings:
+            for l3 in degrees_out:
+                target = self._kinds.index((l3, odd))
+                for l1 in degrees_in:
+                    entries += [Entry(len(combinations), l1, source, target, order, sign) for source, order, sign in _pairs(m, odd)]
+                    combinations.append(((len(combinations), float(_of_order(scales[l3, odd], m))),))
+        return FramedConvolution(self._frames, self.in_layout, self.out, targets, combinations, entries, self.num_weights)
 
     def _path_table(self, scales: dict[tuple[int, bool], Tensor]) -> Float[Tensor, "num_weights paths"]:
         couplings = [aligned_coupling(p) for p in self.paths]
@@ -238,6 +277,7 @@ class SO2GauntConvolution(SummedMessages):
             analysis.append(torch.stack(rows))
         self._synthesis = nn.ModuleList(Table(t) for t in synthesis)  # [nodes, l1] for each m
         self._analysis = nn.ModuleList(Table(t) for t in analysis)  # [l3, nodes]
+        self._framed = self._compile()
 
     def messages(
         self,
@@ -266,6 +306,26 @@ class SO2GauntConvolution(SummedMessages):
             z = torch.stack([projected[l, m] for m in range(-largest, largest + 1)], 1)
             messages.append(torch.bmm(frames[l].mT, z).flatten(1))
         return torch.cat(messages, -1)
+
+    def _compile(self) -> FramedConvolution:
+        """The same by what the nodes add up to: a factor for each l1, l2, l3 and |m|."""
+        targets = [
+            Rows(block.l, first // self.channels + r, self.rank)
+            for block, (first, _) in zip(self.out, _bounds(self.out), strict=True)
+            for r in range(self.rank)
+        ]
+        combinations, entries, zonal = [], [], self._zonal.exact
+        for m, degrees_out in enumerate(self._degrees_out):
+            factors = torch.einsum("op,pi,pk->oik", self._analysis[m].exact, self._synthesis[m].exact, zonal)
+            for l3, by_source in zip(degrees_out, factors, strict=True):
+                for l1, by_degree in enumerate(by_source.tolist(), start=m):
+                    for r in range(self.rank):
+                        target = self.out_degrees.index(l3) * self.rank + r
+                        used = [(r * len(by_degree) + l2, factor) for l2, factor in enumerate(by_degree) if abs(factor) > 1e-12]
+                        if used:
+                            entries += [Entry(len(combinations), l1, a, target, b, sign) for a, b, sign in _pairs(m, False)]
+                            combinations.append(tuple(used))
+        return FramedConvolution(self._frames, self.in_layout, self.out, targets, combinations, entries, self.num_weights)
 
 
 def in_blocks(function: Callable[..., Tensor], numbers_per_row: int, *tensors: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
@@ -306,6 +366,17 @@ def aligned_coupling(path: Path) -> Float[Tensor, " orders"]:
     coupling = wigner_3j(l1, l2, l3)[l1 - orders : l1 + orders + 1, l2, l3 - orders : l3 + orders + 1]
     diagonal = coupling.flip(0).diagonal() if is_odd(path) else coupling.diagonal()
     return math.sqrt((2 * l2 + 1) * (2 * l3 + 1)) * diagonal  # Y_l2 of the polar axis is sqrt(2*l2+1) at m = 0
+
+
+def _pairs(m: int, odd: bool) -> list[tuple[int, int, int]]:
+    """Orders ±m that a coupling takes, those that it gives, and the sign."""
+    orders = (m, -m) if m else (0,)
+    return [(-order if odd else order, order, -1 if odd and order < 0 else 1) for order in orders]
+
+
+def _bounds(layout: Layout) -> list[tuple[int, int]]:
+    """Where each block begins and ends."""
+    return [(part.start, part.stop) for part in layout_slices(layout)]
 
 
 def make_frames(in_layout: Layout, out_degrees: tuple[int, ...]) -> PolarFrames:

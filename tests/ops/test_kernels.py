@@ -1,5 +1,8 @@
 """Which kernel runs, and what is said where none does."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -71,3 +74,14 @@ def test_only_gradients_that_are_asked_for_are_computed():
     Product.apply(start * 1, weight, 1).sum().backward()
     Product.apply(start.detach(), weight, 1).sum().backward()
     assert seen == [(True, False, False), (True, False, False), (True, True, False), (True, True, False), (False, True, False)]
+
+
+def test_nothing_is_compiled_at_import():
+    program = """
+import equimol, equimol.models, equimol.ops, equimol.tensor_products, sys
+from equimol.ops import kernels
+assert kernels._compiled.cache_info().currsize == 0, "a kernel was compiled"
+assert "equimol.ops.vector_code" not in sys.modules and "llvmlite" not in sys.modules, "the compiler was loaded"
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

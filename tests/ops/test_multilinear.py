@@ -11,17 +11,28 @@ from equimol.ops.filters import FilteredSum
 from equimol.ops.multilinear import Form, form_derivatives, form_operator
 from equimol.ops.signals import SignalProduct
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
+from equimol.tensor_products.gaunt_grid import GauntGridConvolution
+from equimol.tensor_products.so2 import SO2MixedConvolution
 
+KINDS = [ClebschGordanConvolution, SO2MixedConvolution, GauntGridConvolution]  # by a convolution, frames, filters or a convolution
 TERMS = ((0, 0, 0, 1), (1, 0, 1, -1))
 
 
-@pytest.fixture(params=["convolution", "signals", "signals of a rank", "filters"])
+@pytest.fixture(params=["convolution", "signals", "signals of a rank", "filters", "frames"])
 def case(request, random):
     """A form, its arguments with one unknown, and its constants."""
     senders, receivers = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([0, 0, 1, 1, 2])
     if request.param == "convolution":
         convolution = ClebschGordanConvolution(natural_layout(1, 3), 1, 1, couplings="all")
         return convolution._form, [random(3, 4, 3), random(5, 4), random(5, convolution.num_weights, 3), None], [senders, receivers]
+    if request.param == "frames":
+        convolution = SO2MixedConvolution(natural_layout(1, 3), 1, 1, couplings="all")
+        form, table = convolution._framed.form, convolution._framed._table(random(1))
+        return (
+            form,
+            [random(*shape) for shape in form.shapes([random(3, 4, 3)] + [None] * 6, [senders])[:6]] + [None],
+            [senders, receivers, table],
+        )
     if request.param == "filters":
         table = random(4, 1, 6, 2)
         return FilteredSum(TERMS), [random(3, 2, 6, 3), random(5, 4), random(5, 2, 1, 3), None], [senders, receivers, table]
@@ -88,10 +99,11 @@ def inputs(random, convolution):
     return [t.requires_grad_() for t in tensors], senders, receivers
 
 
-def test_compiled_whole_with_first_derivatives(random, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_whole_with_first_derivatives(random, monkeypatch, kind):
     """The kernel runs inside the program: the operator is one node of it."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks are no part of a program
-    convolution = ClebschGordanConvolution(natural_layout(1, 3), 1, 1)
+    convolution = kind(natural_layout(1, 3), 1, 1)
     (features, harmonics, weights), senders, receivers = inputs(random, convolution)
     graphs = []
 
@@ -108,9 +120,10 @@ def test_compiled_whole_with_first_derivatives(random, monkeypatch):
     assert any("equimol.form" in target for target in graphs[0])
 
 
-def test_exported_without_it(random):
+@pytest.mark.parametrize("kind", KINDS[:2])  # by filters, the largest number of neighbours would be a constant of the program
+def test_exported_without_it(random, kind):
     """A program with an operator written in Python could not be loaded without Python."""
-    convolution = ClebschGordanConvolution(natural_layout(1, 3), 1, 1).eval()
+    convolution = kind(natural_layout(1, 3), 1, 1).eval()
     (features, harmonics, weights), senders, receivers = inputs(random, convolution)
     arguments = tuple(x.detach() for x in (features, harmonics)) + (senders, receivers, weights.detach())
     program = torch.export.export(convolution, arguments, strict=False)

@@ -1,9 +1,11 @@
 """Activated tiles by blocks, compiled and not, against the plain form."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from equimol.ops import tiles as module
 from equimol.ops.silut import Tail
@@ -98,6 +100,30 @@ def test_what_is_not_finite_stays_so(random, monkeypatch, bad):
     arguments[1][0, 0, :] = bad
     summed, rest = tiles(*arguments, 32, Tail(float("inf"), smooth=True))
     assert not summed[0, 0].isfinite().any() and not rest[0, 0].isfinite().any() and rest[1].isfinite().all()
+
+
+def test_in_a_compiled_program_they_are_one_operator(random, monkeypatch):
+    """With first derivatives; an operator by PyTorch's rules; a traced program has none."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks are no part of a program
+    arguments, tail, seen = arguments_of(random), Tail(2.5, smooth=True), []
+    torch.library.opcheck(torch.ops.equimol.tiles, (*arguments, 3, tail.threshold, tail.smooth))
+
+    def function(*tensors):
+        return tiles(*tensors, 3, tail)
+
+    def look(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    expected = function(*arguments)
+    slopes = torch.autograd.grad([x.sin().sum() for x in expected], arguments)
+    for backend in (look, "aot_eager"):
+        results = torch.compile(function, fullgraph=True, backend=backend)(*arguments)
+        torch.testing.assert_close(results, expected)
+        torch.testing.assert_close(torch.autograd.grad([x.sin().sum() for x in results], arguments), slopes)
+    assert any("equimol.tiles" in name for name in seen)
+    traced = make_fx(function, tracing_mode="symbolic")(*(x.detach() for x in arguments))
+    assert not [node for node in traced.graph.nodes if "equimol" in str(node.target)]
 
 
 def test_third_derivatives(random):

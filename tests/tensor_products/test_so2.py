@@ -20,6 +20,12 @@ KINDS = [SO2Convolution, SO2MixedConvolution, SO2GauntConvolution]
 DEGREES = [(0, 0, 0), (2, 0, 2), (0, 4, 4), (1, 1, 2), (2, 3, 2), (3, 3, [0]), (3, 2, [1, 4])]  # lmax, lmax_edge, out_degrees
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """Each case would compile code of its own: the compiled sum is compared with this one in tests/ops/test_frames.py."""
+    monkeypatch.setenv("EQUIMOL_KERNELS", "off")
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
