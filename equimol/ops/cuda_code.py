@@ -7,10 +7,7 @@ the host (kernels/include/host.h).
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -20,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from equimol.ops.code_cache import cached_code
+
 Sizes = tuple[int, int, int]
-FOLDER = "EQUIMOL_CACHE"  # environment variable: where compiled code is kept; ~/.cache/equimol without it
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 LIBRARIES = {13: "nvidia/cu13/lib/libnvrtc.so.13", 12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"}  # by CUDA's version, in site-packages
-DIGEST = 32  # bytes before the code in a file of the cache
 OPTIONS = ("--std=c++17", "--restrict")
 
 
@@ -91,8 +88,6 @@ def why_not() -> str:
 def compiled(text: str, architecture: str) -> bytes:
     """The machine code of CUDA C++ for an architecture such as ``sm_90``: from the cache, or by NVRTC, which needs no device.
 
-    A file of the cache that is damaged is written again; a folder that cannot be written to is left alone.
-
     Raises:
         RuntimeError: it does not compile; the message is NVRTC's.
     """
@@ -100,19 +95,8 @@ def compiled(text: str, architecture: str) -> bytes:
     options = (f"--gpu-architecture={architecture}", *OPTIONS)
     major, minor = ctypes.c_int(), ctypes.c_int()
     library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    key = hashlib.sha256("\0".join((text, *options, f"{major.value}.{minor.value}")).encode()).hexdigest()
-    path = Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "equimol") / f"{key}.cubin"
-    with suppress(OSError):
-        kept = path.read_bytes()
-        if hashlib.sha256(kept[DIGEST:]).digest() == kept[:DIGEST]:
-            return kept[DIGEST:]
-    code = _compile(library, text, options)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:  # whoever reads meanwhile sees all of it or nothing
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, path)
-    return code
+    key = "\0".join((text, *options, f"{major.value}.{minor.value}"))
+    return cached_code(key, "cubin", lambda: _compile(library, text, options))
 
 
 def _compile(library: ctypes.CDLL, text: str, options: tuple[str, ...]) -> bytes:

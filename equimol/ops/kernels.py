@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -137,22 +139,36 @@ def _compiler() -> str:
 
 @cache
 def _compiled(operation: str, name: str, device: str, dtype: torch.dtype, description: tuple) -> Callable[..., int] | CudaKernel:
-    write = _writer(operation, name, device)
+    write = getattr(_sources(operation, device), name)
     if device == "cuda":
         return CudaKernel(write(*description), dtype)
     from equimol.ops.vector_code import compiled
 
-    return compiled(write(*description) if description else write, dtype)
+    key = "\0".join((operation, name, repr(description), _digest()))
+    return compiled(write(*description) if description else write, dtype, key)
 
 
-def _writer(operation: str, name: str, device: str) -> Callable:
-    """A function of the source of an operation: in kernels/ beside the package of a checkout, or in equimol/_kernels of a wheel."""
-    package = Path(__file__).parents[1]
-    places = [folder / device / f"{operation}.py" for folder in (package / "_kernels", package.parent / "kernels")]
+@cache
+def _sources(operation: str, device: str) -> ModuleType:
+    """The module with the kernels of an operation: in kernels/ beside the package of a checkout, or in equimol/_kernels of a wheel."""
+    places = [folder / device / f"{operation}.py" for folder in _folders()]
     path = next((path for path in places if path.exists()), None)
     if path is None:
         raise RuntimeError(f"kernels must be beside the package, found none of {', '.join(map(str, places))}; install EquiMol again")
     spec = importlib.util.spec_from_file_location(f"equimol_kernels_{device}_{operation}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, name)
+    return module
+
+
+def _folders() -> tuple[Path, Path]:
+    package = Path(__file__).parents[1]
+    return package / "_kernels", package.parent / "kernels"
+
+
+@cache
+def _digest() -> str:
+    """Of all that writes kernels for the CPU, or is imported by what does: code kept on disk is not used after a change of it."""
+    package = Path(__file__).parents[1]
+    files = [path for folder in (*_folders(), package / "ops", package / "o3") for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()

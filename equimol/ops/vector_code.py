@@ -16,9 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import NewType
 
+import llvmlite
 import torch
 from llvmlite import binding, ir
 from torch import Tensor
+
+from equimol.ops.code_cache import cached_code
 
 Indices = NewType("Indices", Tensor)  # whole numbers, int64, as a parameter of a kernel
 LANES = {torch.float32: 16, torch.float64: 8}  # 64 bytes: LLVM cuts them for processors with shorter vectors
@@ -264,43 +267,61 @@ class Code:
         return ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
 
 
-def compiled(write: Callable, dtype: torch.dtype) -> Kernel:
+def compiled(write: Callable, dtype: torch.dtype, key: str = "") -> Kernel:
     """The function that ``write(code, **arguments)`` writes: its parameters in order, by their annotations int, float, Tensor, Indices.
 
     It is called with whole numbers, numbers and tensors' ``data_ptr()``, releases Python's lock, and returns the whole number that
     ``write`` returned, or 0. One that begins with ``start`` and ``stop`` can be called by a team of threads, too. Compiled once for each
-    dtype and process, which takes hundredths of a second, or tenths for long code.
+    dtype and process, which takes hundredths of a second, or tenths for long code. With a ``key``, which tells all that ``write``
+    depends on, the code is kept on disk for later processes: see `cached_code`.
     """
     annotations = {name: kind for name, kind in write.__annotations__.items() if name not in ("code", "return")}
+    words = {name: kind if isinstance(kind, str) else kind.__name__ for name, kind in annotations.items()}
+    team = [*words][:2] == ["start", "stop"] and openmp() is not None
+    if key:
+        key = "\0".join((key, str(dtype), str(team), binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), *_versions()))
+        code = cached_code(key, "o", lambda: _object(write, words, dtype, team))
+    else:
+        code = _object(write, words, dtype, team)
+    empty = binding.parse_assembly(f'target triple = "{binding.get_process_triple()}"')
+    engine = binding.create_mcjit_compiler(empty, _machine())
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    c_kinds = {"int": ctypes.c_int64, "float": ctypes.c_double, "Tensor": ctypes.c_void_p, "Indices": ctypes.c_void_p}
+    call = ctypes.CFUNCTYPE(ctypes.c_int64, *(c_kinds[word] for word in words.values()))(engine.get_function_address(write.__name__))
+    _ENGINES.append(engine)  # the code lives as long as it
+    return Kernel(call, [word == "float" for word in [*words.values()][2:]], engine.get_function_address(TEAM) if team else 0)
+
+
+def _versions() -> tuple[str, ...]:
+    return llvmlite.__version__, ".".join(map(str, binding.llvm_version_info))
+
+
+def _object(write: Callable, words: dict[str, str], dtype: torch.dtype, team: bool) -> bytes:
+    """The machine code of `compiled`, as an object file in memory."""
     module = ir.Module()
     module.triple = binding.get_process_triple()
     scalar = ir.FloatType() if dtype == torch.float32 else ir.DoubleType()
     kinds = {"int": INTEGER, "float": ir.DoubleType(), "Tensor": scalar.as_pointer(), "Indices": INTEGER.as_pointer()}
-    words = [kind if isinstance(kind, str) else kind.__name__ for kind in annotations.values()]
-    function = ir.Function(module, ir.FunctionType(INTEGER, [kinds[word] for word in words]), write.__name__)
+    function = ir.Function(module, ir.FunctionType(INTEGER, [kinds[word] for word in words.values()]), write.__name__)
     code = Code(function, dtype)
     values = {}
-    for name, word, argument in zip(annotations, words, function.args, strict=True):
+    for (name, word), argument in zip(words.items(), function.args, strict=True):
         if word in ("Tensor", "Indices"):
             argument.add_attribute("noalias")  # every array is its own
         value = code.builder.fptrunc(argument, scalar) if word == "float" and dtype == torch.float32 else argument
         values[name] = Value(code, value)
     result = write(code, **values)
     code.builder.ret(result.value if result is not None else ir.Constant(INTEGER, 0))
-    threads = [*annotations][:2] == ["start", "stop"] and openmp() is not None
-    if threads:
+    if team:
         _write_team(module, function)
     machine = _machine()
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
     options = binding.create_pipeline_tuning_options(speed_level=3)
-    binding.create_pass_builder(machine, options).getModulePassManager().run(parsed, binding.create_pass_builder(machine, options))
-    engine = binding.create_mcjit_compiler(parsed, _machine())
-    engine.finalize_object()
-    c_kinds = {"int": ctypes.c_int64, "float": ctypes.c_double, "Tensor": ctypes.c_void_p, "Indices": ctypes.c_void_p}
-    call = ctypes.CFUNCTYPE(ctypes.c_int64, *(c_kinds[word] for word in words))(engine.get_function_address(write.__name__))
-    _ENGINES.append(engine)  # the code lives as long as it
-    return Kernel(call, [word == "float" for word in words[2:]], engine.get_function_address(TEAM) if threads else 0)
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    return machine.emit_object(parsed)
 
 
 class Kernel:

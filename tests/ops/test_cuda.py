@@ -12,7 +12,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from equimol.o3 import layout_dim, natural_layout, parse_irreps
-from equimol.ops import convolution, coupled_sum, cuda_code, kernels, rings, signals
+from equimol.ops import code_cache, convolution, coupled_sum, cuda_code, kernels, rings, signals
 from equimol.ops.convolution import CoupledSum
 from equimol.ops.cuda_code import CudaKernel
 from equimol.tensor_products import TENSOR_PRODUCTS
@@ -59,7 +59,7 @@ def on_host(tmp_path_factory):
     def find(operation, name, like, *description):
         key = operation, name, like.dtype, description
         if key not in known:
-            known[key] = HostKernel(kernels._writer(operation, name, "cuda")(*description), like.dtype)
+            known[key] = HostKernel(getattr(kernels._sources(operation, "cuda"), name)(*description), like.dtype)
         return known[key]
 
     return find
@@ -185,13 +185,13 @@ def test_rings_on_the_host(random, monkeypatch, on_host, dtype, precision, kind,
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sources_compile(monkeypatch, tmp_path, architecture, dtype):
-    monkeypatch.setenv(cuda_code.FOLDER, str(tmp_path))
+    monkeypatch.setenv(code_cache.FOLDER, str(tmp_path))
     module = couplings(kind="all")
-    sources = [kernels._writer("convolution", name, "cuda")(*module._form.settings) for name in NAMES]
-    sources.append(kernels._writer("signals", "product", "cuda")(TERMS, (2, 2, 2), (4, 9, 5), 70))
+    sources = [getattr(kernels._sources("convolution", "cuda"), name)(*module._form.settings) for name in NAMES]
+    sources.append(kernels._sources("signals", "cuda").product(TERMS, (2, 2, 2), (4, 9, 5), 70))
     product = TENSOR_PRODUCTS["complete_grid"](natural_layout(4, 1), natural_layout(4, 1), 4)._rings
     form, shape = product.form, (len(product.constants[0].exact), product.constants[3].exact.shape[1])
-    sources.append(kernels._writer("signals", "ring_product", "cuda")(form.terms, form.entries, form.sizes, *shape))
+    sources.append(kernels._sources("signals", "cuda").ring_product(form.terms, form.entries, form.sizes, *shape))
     for source in sources:
         code = cuda_code.compiled(source.typed(dtype), architecture)
         assert code.startswith(b"\x7fELF") and source.name.encode() in code
@@ -199,7 +199,7 @@ def test_sources_compile(monkeypatch, tmp_path, architecture, dtype):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no NVRTC to install")
 def test_code_is_kept_and_damage_is_repaired(monkeypatch, tmp_path):
-    monkeypatch.setenv(cuda_code.FOLDER, str(tmp_path / "new"))
+    monkeypatch.setenv(code_cache.FOLDER, str(tmp_path / "new"))
     text, compile, count = 'extern "C" __global__ void nothing() {}', cuda_code._compile, []
     monkeypatch.setattr(cuda_code, "_compile", lambda *arguments: count.append(1) or compile(*arguments))
     code = cuda_code.compiled(text, "sm_80")
@@ -210,7 +210,7 @@ def test_code_is_kept_and_damage_is_repaired(monkeypatch, tmp_path):
     assert cuda_code.compiled(text, "sm_80") == code and len(count) == 2
     cuda_code.compiled(text, "sm_90")
     assert len(count) == 3 and len(list((tmp_path / "new").iterdir())) == 2
-    monkeypatch.setenv(cuda_code.FOLDER, str(kept))  # no folder: nothing is kept
+    monkeypatch.setenv(code_cache.FOLDER, str(kept))  # no folder: nothing is kept
     assert cuda_code.compiled(text, "sm_80") == code and len(count) == 4
 
 
@@ -265,7 +265,7 @@ def test_what_the_driver_is_asked(monkeypatch, tmp_path):
     subprocess.run(["g++", "-shared", "-fPIC", "-w", "-o", tmp_path / "driver.so", tmp_path / "driver.cpp"], check=True)
     driver = ctypes.CDLL(str(tmp_path / "driver.so"))
     driver.sizes.restype = ctypes.POINTER(ctypes.c_uint)
-    monkeypatch.setenv(cuda_code.FOLDER, str(tmp_path))
+    monkeypatch.setenv(code_cache.FOLDER, str(tmp_path))
     monkeypatch.setattr(cuda_code, "_driver", lambda: driver)
     monkeypatch.setattr(cuda_code, "_context", lambda index: ctypes.c_void_p(5))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

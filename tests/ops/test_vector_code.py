@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from equimol.ops import code_cache
 from equimol.ops.vector_code import LANES, Code, compiled
 
 DTYPES = [torch.float32, torch.float64]
@@ -73,3 +74,27 @@ def test_a_team_does_every_part_once(threads, dtype):
         found = torch.zeros(n + 5, dtype=dtype)
         assert kernel.by_team(threads, n, 3, 0.25, found.data_ptr()) == n
         assert found.tolist() == [0.0] * 3 + [0.25] * n + [0.0] * 2
+
+
+def test_code_is_kept_for_later_processes(tmp_path, monkeypatch):
+    """Nothing is written again under the same key, but where the file is damaged, or there is no folder."""
+    monkeypatch.setenv(code_cache.FOLDER, str(tmp_path))
+    written = []
+
+    def write(code: Code, found: Tensor) -> int:
+        written.append(code)
+        code.store(code.constant(0.5), found, code.whole(0))
+        return code.whole(3)
+
+    for key, times in (("a", 1), ("a", 1), ("b", 2), ("", 3), ("", 4)):
+        found = torch.zeros(1)
+        assert compiled(write, torch.float32, key)(found.data_ptr()) == 3 and found.item() == 0.5 and len(written) == times
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 2
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1])
+    compiled(write, torch.float32, "a")
+    assert len(written) == 5
+    monkeypatch.setenv(code_cache.FOLDER, str(kept[0]))
+    compiled(write, torch.float32, "a")
+    assert len(written) == 6
