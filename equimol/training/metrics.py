@@ -13,6 +13,7 @@ from torch import Tensor
 
 from equimol.data.properties import PROPERTIES
 from equimol.training.loss import EXTENSIVE, atoms_per_system, property_error
+from equimol.training.processes import Processes
 
 COSINE = "forces_cosine"
 
@@ -46,6 +47,17 @@ class ErrorSums:
         if error.numel():
             sums = torch.stack([torch.full_like(error.sum(), error.numel()), error.abs().sum(), error.square().sum()]).cpu()
             self.sums[quantity] = self.sums.get(quantity, 0) + sums
+
+    def of_all(self, group: Processes) -> "ErrorSums":
+        """The sums over all processes, in each of them."""
+        if group.count == 1:
+            return self
+        quantities = list(dict.fromkeys(quantity for quantity, _, _, _ in _figures()))
+        none = torch.zeros(3, dtype=torch.float64)
+        whole = ErrorSums(self.names)
+        total = group.sum(torch.stack([self.sums.get(quantity, none) for quantity in quantities]))
+        whole.sums = {quantity: sums for quantity, sums in zip(quantities, total, strict=True) if sums[0] > 0}
+        return whole
 
     def result(self) -> dict[str, float]:
         """The figures in meV and Å, in the order of the table; of labels that never came there is none."""

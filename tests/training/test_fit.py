@@ -47,7 +47,7 @@ def _assert_equal(a, b, where: str) -> None:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "log.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key not in ("seconds", "waiting")} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def finished(clusters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_in_its_folder_and_nothing_else(finished: Path):
     names = {"config.yaml", "data.txt", "summary.json", "log.csv", "last.ckpt", "best.ckpt", "model.equimol", "errors.json", "errors.txt"}
-    names |= {"report.html", "predictions_train.npz", "predictions_valid.npz", "predictions_test.npz"}
+    names |= {"report.html", "predictions_train.npz", "predictions_valid.npz", "predictions_test.npz", ".lock"}
     assert set(os.listdir(finished)) == names
 
 
