@@ -20,9 +20,7 @@ class Selection(Sequence):
     `infos` holds, for each set, what is to be added to the info of its frames.
     """
 
-    def __init__(
-        self, sets: Sequence[Sequence[Frame]], numbers: np.ndarray | None = None, infos: Sequence[Mapping[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, sets: Sequence[Any], numbers: np.ndarray | None = None, infos: Sequence[Mapping[str, Any]] | None = None) -> None:
         self.sets, self.infos = list(sets), [{} for _ in sets] if infos is None else list(infos)
         self.ends = np.cumsum([len(frames) for frames in sets])
         self.numbers = np.arange(self.ends[-1] if len(sets) else 0) if numbers is None else np.asarray(numbers, dtype=np.int64)

@@ -26,7 +26,8 @@ class RunLog(pl.Callback):
 
     Training losses of a row are means over the steps since the row before. `seconds` counts from the start of the
     run, set-up included, but not the time between an interruption and its resumption. A resumed run drops the rows after its
-    checkpoint, because it will write them again. `waiting` is the share of the time of the steps in which they waited for data.
+    checkpoint, because it will write them again. `step_seconds` is the mean time of a step without validation, `waiting` the share of
+    it in which steps waited for data.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class RunLog(pl.Callback):
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.rows: list[dict[str, Any]] = []
-        self.row_from, self.steps_until, self.waited = 0.0, 0.0, 0.0  # of the row in the making
+        self.row_from, self.steps_until, self.waited, self.batches = 0.0, 0.0, 0.0, 0  # of the row in the making, in this process
 
     @property
     def seconds(self) -> float:
@@ -80,6 +81,7 @@ class RunLog(pl.Callback):
         for name, term in pl_module.terms.items():
             self.sums[name] = self.sums[name] + term if name in self.sums else term
         self.count += 1
+        self.batches += 1
         if not self.validates and (batch_idx + 1) % (self.accumulate * self.every) == 0:
             self._write_row(trainer, {})
 
@@ -104,10 +106,13 @@ class RunLog(pl.Callback):
         step, now = trainer.global_step, time.monotonic()
         row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "seconds": round(self.seconds, 3)}
         stepping = max(1e-9, (self.steps_until if validation else now) - self.row_from)
-        row |= {"waiting": round((self.loader.waited - self.waited) / stepping, 4)}
+        row |= {
+            "step_seconds": round(stepping * self.accumulate / max(1, self.batches), 6),
+            "waiting": round((self.loader.waited - self.waited) / stepping, 4),
+        }
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **losses, **validation}
         self.rows.append(row)
-        self.sums, self.count, self.waited = {}, 0, self.loader.waited
+        self.sums, self.count, self.batches, self.waited = {}, 0, 0, self.loader.waited
         if self.group.first:
             write_rows(self.path, self.rows)
             for logger in self.loggers:

@@ -47,7 +47,8 @@ def _assert_equal(a, b, where: str) -> None:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "log.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key not in ("seconds", "waiting")} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key not in ("seconds", "step_seconds", "waiting")} for row in rows]
 
 
 @pytest.fixture(scope="module")
