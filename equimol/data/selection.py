@@ -80,7 +80,7 @@ class GraphsOf(Sequence):
         return edges[frames.numbers] if isinstance(frames, Selection) else edges
 
 
-def atoms_of(frames: Sequence[Frame]) -> np.ndarray:
+def atoms_of(frames: Any) -> np.ndarray:
     """How many atoms each frame has, without reading those of a selection."""
     return frames.atoms if isinstance(frames, Selection) else _atoms(frames)
 
@@ -107,7 +107,7 @@ def sample(frames: Sequence[Frame], count: int, seed: int = 0) -> Sequence[Frame
     return frames.take(np.sort(np.random.default_rng(seed).choice(len(frames), count, replace=False)))
 
 
-def _atoms(frames: Sequence[Frame]) -> np.ndarray:
+def _atoms(frames: Any) -> np.ndarray:
     if isinstance(frames, PackedSet):
         return frames.atoms.astype(np.int64)
     return np.fromiter((len(frame.numbers) for frame in frames), dtype=np.int64, count=len(frames))

@@ -268,13 +268,16 @@ def _train(
         print(f"continuing after step {start} of {config.steps}", flush=True)
     with _quiet_lightning(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed, which reaches every device
-        alike = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)  # buffers are constants
+        strategy: Any = "auto"
+        if group.count > 1:
+            unused = module.leaves_parameters_out(next(iter(ordered_loader(graphs["train"][:1], 1))))
+            strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)  # buffers are constants
         trainer = pl.Trainer(
             max_epochs=1,  # the whole run is one epoch of `steps` batches: a position in it is one number
             val_check_interval=every * config.validate_every,
             accumulate_grad_batches=every,
             accelerator="gpu" if find_device(config.device).type == "cuda" else "cpu",
-            strategy="auto" if group.count == 1 else alike,
+            strategy=strategy,
             devices=group.per_node,
             num_nodes=group.count // group.per_node,
             logger=False,

@@ -59,6 +59,17 @@ class TrainingModule(pl.LightningModule):
         parts = graphs[:batch], graphs[batch : 2 * batch - 1] or graphs[:1]
         self.compiled = Compiled(self.model, [Batch.from_data_list(list(part)).to(device) for part in parts])
 
+    def leaves_parameters_out(self, graph: Any) -> bool:
+        """Whether some trained parameter has no part in a loss, at first or later on: processes must know before they begin."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        steps = {0, self.later_from if self.settings.stage_two else 0}
+        left_out = False
+        for self.steps_done in steps:
+            gradients = torch.autograd.grad(self.training_step(graph), trained, allow_unused=True)
+            left_out |= any(gradient is None for gradient in gradients)
+        self.steps_done = 0
+        return left_out
+
     def weights_at(self, step: int) -> dict[str, float]:
         """Of the loss after so many steps."""
         return self.weights if step < self.later_from else self.later_weights
