@@ -297,11 +297,15 @@ def begin(*more):
 
 folder, kills, chance = sys.argv[1], int(sys.argv[2]), random.Random(int(sys.argv[3]))
 started = time.monotonic()
-assert os.waitpid(begin(f"out={folder}/undisturbed", "workers=0"), 0)[1] == 0
-whole = time.monotonic() - started
+undisturbed = begin(f"out={folder}/undisturbed", "workers=0")
+while not os.path.exists(f"{folder}/undisturbed/last.ckpt"):
+    time.sleep(0.01)
+ready = time.monotonic() - started
+assert os.waitpid(undisturbed, 0)[1] == 0
+steps = time.monotonic() - started - ready
 for _ in range(kills):
     process = begin(f"out={folder}/run", "resume=auto")
-    time.sleep(chance.uniform(0, 0.7 * whole))
+    time.sleep(chance.uniform(0.3 * ready, ready + 0.6 * steps / kills))
     os.kill(process, signal.SIGKILL)
     print(os.WTERMSIG(os.waitpid(process, 0)[1]), flush=True)
 assert os.waitpid(begin(f"out={folder}/run", "resume=auto"), 0)[1] == 0
