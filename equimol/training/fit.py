@@ -64,7 +64,7 @@ def fit(config: TrainConfig) -> Path:
         weights = resolve_weights((stored or config).loss, data.all_sums, outputs)
         build_graphs(data, check_model(stored or config, data.elements).cutoff, (stored or config).skip_bad)
         config = group.of_first(
-            lambda: _begin(config, data, weights, folder, started, group) if stored is None else _continue(stored, data, folder)
+            lambda: _begin(config, data, weights, folder, started, group) if stored is None else _continue(stored, data, folder, group)
         )
         later = {name: float(config.stage_two.get(name, weight)) for name, weight in config.loss.items()}
         later = resolve_weights(later, data.all_sums, outputs) if config.stage_two else weights
@@ -198,6 +198,7 @@ def _begin(
         "weights": weights,
         "data_checksum": data.checksum,
         "run_id": secrets.token_hex(4),
+        "processes": group.count,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {find_device(config.device)}",
     }
@@ -210,7 +211,10 @@ def _begin(
     return config
 
 
-def _continue(config: TrainConfig, data: TrainingData, folder: Path) -> TrainConfig:
+def _continue(config: TrainConfig, data: TrainingData, folder: Path, group: Processes) -> TrainConfig:
+    before = _summary(folder).get("processes", 1)
+    if group.count != before:
+        raise ValueError(f"a run is resumed with as many processes as it began with, {before}, got {group.count}: they share each step")
     if data.checksum != _summary(folder)["data_checksum"]:
         raise ValueError(f"the data files are not those that {folder} was started with; bring them back, or start another run with out=...")
     remove_parts(folder)

@@ -183,6 +183,10 @@ def _packed(config: TrainConfig, paths: Sequence[Path]) -> _Found:
         told = f"neighbours within {cutoff:g} Å" if cutoff else "no neighbour lists: they are found anew at every reading"
         reports.append(f"{pack.name}: {len(pack)} packed frames, {told}, of these\n{pack.metadata.get('report', 'unknown files')}")
     frames, skipped = Selection(packs), []
+    reports.append(
+        "reference energies, weights and the scale of forces follow from a pass over all training frames, mean neighbours and closest "
+        f"approaches from {SAMPLE} of them, drawn with a seed"
+    )
     if config.skip_bad:
         frames, skipped = _readable(frames)
         reports += [f"{len(skipped)} damaged frames skipped"] * bool(skipped)

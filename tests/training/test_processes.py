@@ -1,5 +1,6 @@
 """Several processes train the model that one would train with all their frames."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch_geometric.data import Batch
 
 from equimol.data import read
 from equimol.training.checkpoint import read_checkpoint
+from equimol.training.config import load_config
+from equimol.training.fit import fit
 from equimol.training.loss import loss_terms
 from equimol.training.metrics import ErrorSums
 from equimol.training.processes import ALONE, Processes
@@ -102,3 +105,14 @@ def test_two_processes_train_and_validate_as_one_with_the_doubled_batch(
             assert float(b[key]) == pytest.approx(float(a[key]), rel=1e-6, abs=1e-9), key
     predicted = [np.load(tmp_path / name / "predictions_test.npz")["forces_pred"] for name in ("one", "two")]
     np.testing.assert_allclose(*predicted, atol=1e-6)
+
+
+def test_a_run_goes_on_with_as_many_processes_as_it_began_with(quick: list[str], monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("equimol.training.fit._train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit(load_config(None, [*quick, "steps=3"]))
+    folder = Path(load_config(None, quick).out)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"processes": 2}))
+    with pytest.raises(ValueError, match="resumed with as many processes as it began with, 2, got 1"):
+        fit(load_config(None, [*quick, "steps=3", "resume=true"]))
