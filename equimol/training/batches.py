@@ -220,5 +220,5 @@ def _loader(graphs: Sequence[Any], batches: Any, workers: int) -> Any:
 
 def spare_workers(graphs: Sequence[Any], processes: int = 1) -> int:
     """As many processes as assemble batches quickly enough: none where the graphs are in memory, else one or two if there are cores."""
-    cores = len(os.sched_getaffinity(0)) // processes
+    cores = (os.cpu_count() or 1) // processes
     return min(2, max(1, cores - 1)) if isinstance(graphs, GraphsOf) else 0
