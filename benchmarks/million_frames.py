@@ -82,7 +82,15 @@ def measure(name: str, folder: str, options: argparse.Namespace) -> dict:
     for kind in ("anonymous", "resident"):
         row[f"{kind}_main_mb"] = peaks[process.pid][kind] // 1024
         row[f"{kind}_worker_mb"] = max((peak[kind] for peak in workers), default=0) // 1024
-    found = {"processor_seconds": "", "reads_per_second": "", "waiting": "", "ms_per_step": "", "workers": "", "file_mb": ""}
+    found = {
+        "processor_seconds": "",
+        "reads_per_second": "",
+        "waiting": "",
+        "ms_per_step": "",
+        "loading_ms": "",
+        "workers": "",
+        "file_mb": "",
+    }
     row |= found | json.loads(output.splitlines()[-1]) | describe_surroundings(torch.float32)
     print({key: row[key] for key in list(row)[:13]}, flush=True)
     return row
@@ -134,6 +142,36 @@ def structures(count: int) -> Iterator[Frame]:
             numbers = elements[n, :atoms]
             labels = {"energy": np.asarray(energies[numbers].sum() + 0.05 * forces[n, 0, 0] * atoms), "forces": forces[n, :atoms]}
             yield Frame(numbers, shaken[n, :atoms], none, open_directions, labels)
+
+
+def loading(folder: Path, frames: int, steps: int, workers: int) -> dict:
+    """Processor time of assembling a batch of 500 atoms, with its neighbours, beside that of training on it."""
+    from equimol.data.selection import GraphsOf, Selection
+    from equimol.training.batches import StepSampler, cut, train_loader
+    from equimol.training.config import load_config
+    from equimol.training.fit import make_model
+    from equimol.training.module import TrainingModule, make_optimizer
+
+    config = load_config(None, ["batch={atoms: 500}", f"cutoff={CUTOFF}", "zbl=false"])
+    graphs = GraphsOf(Selection([PackedSet(folder / "set.eqpack")]), CUTOFF)
+    size, sizes = cut(config.batch, graphs)
+    model = make_model(config, "nano", [1, 6, 8], REFERENCES, 1.0, 0.0, 8.0)
+    module = TrainingModule(model, {"energy": 1.0, "forces": 10.0}, config, 100).train()
+    optimizer, batches = make_optimizer(model, config), iter(train_loader(graphs, StepSampler(len(graphs), size, 0, 25, sizes=sizes)))
+    spent = []
+    for _ in range(25):
+        times = [time.process_time()]
+        graph = next(batches)
+        times.append(time.process_time())
+        loss = module.training_step(graph)
+        optimizer.zero_grad()
+        loss.backward()
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        times.append(time.process_time())
+        spent.append(np.diff(times))
+    load, step = 1000 * np.median(spent[5:], axis=0)
+    return {"loading_ms": round(float(load), 1), "ms_per_step": round(float(step), 1)}
 
 
 def pack_extxyz(folder: Path, frames: int, steps: int, workers: int) -> dict:
@@ -193,7 +231,14 @@ def _train(folder: Path, steps: int, workers: int, batch: str) -> dict:
     return {"waiting": float(row["waiting"]), "ms_per_step": round(1000 * float(row["step_seconds"]), 1), "workers": workers}
 
 
-PHASES = {"write": write, "read": read_at_random, "train, 2": train, "train, 500 atoms": train_by_atoms, "pack extxyz": pack_extxyz}
+PHASES = {
+    "write": write,
+    "read": read_at_random,
+    "train, 2": train,
+    "train, 500 atoms": train_by_atoms,
+    "loading": loading,
+    "pack extxyz": pack_extxyz,
+}
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
