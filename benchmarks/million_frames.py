@@ -144,8 +144,16 @@ def structures(count: int) -> Iterator[Frame]:
             yield Frame(numbers, shaken[n, :atoms], none, open_directions, labels)
 
 
-def loading(folder: Path, frames: int, steps: int, workers: int) -> dict:
-    """Processor time of assembling a batch of 500 atoms, with its neighbours, beside that of training on it."""
+def load_and_search(folder: Path, frames: int, steps: int, workers: int) -> dict:
+    return _loading(folder / "set.eqpack")
+
+
+def load_with_neighbours(folder: Path, frames: int, steps: int, workers: int) -> dict:
+    return {"frames": frames // 10, **_loading(folder / "tenth.eqpack")}
+
+
+def _loading(path: Path) -> dict:
+    """Processor time of assembling a batch of 500 atoms beside that of training on it: what a worker has to keep up with."""
     from equimol.data.selection import GraphsOf, Selection
     from equimol.training.batches import StepSampler, cut, train_loader
     from equimol.training.config import load_config
@@ -153,7 +161,7 @@ def loading(folder: Path, frames: int, steps: int, workers: int) -> dict:
     from equimol.training.module import TrainingModule, make_optimizer
 
     config = load_config(None, ["batch={atoms: 500}", f"cutoff={CUTOFF}", "zbl=false"])
-    graphs = GraphsOf(Selection([PackedSet(folder / "set.eqpack")]), CUTOFF)
+    graphs = GraphsOf(Selection([PackedSet(path)]), CUTOFF)
     size, sizes = cut(config.batch, graphs)
     model = make_model(config, "nano", [1, 6, 8], REFERENCES, 1.0, 0.0, 8.0)
     module = TrainingModule(model, {"energy": 1.0, "forces": 10.0}, config, 100).train()
@@ -236,8 +244,9 @@ PHASES = {
     "read": read_at_random,
     "train, 2": train,
     "train, 500 atoms": train_by_atoms,
-    "loading": loading,
     "pack extxyz": pack_extxyz,
+    "load, 500 atoms": load_and_search,
+    "load, 500 atoms, neighbours": load_with_neighbours,
 }
 
 if __name__ == "__main__":
