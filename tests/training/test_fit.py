@@ -312,7 +312,7 @@ assert os.waitpid(begin(f"out={folder}/run", "resume=auto"), 0)[1] == 0
 """
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(2, 60), pytest.param(10, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "steps"), [(2, 60), pytest.param(10, 300, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_identical_weights(quick: list[str], tmp_path: Path, kills: int, steps: int):
     """Also where the undisturbed run assembles its batches in another number of processes."""
     length = [f"steps={steps}", "validate_every=10", "checkpoint_every=7", "workers=1"]
