@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from equimol.training.errors import TrainingInterrupted
 
+UNITS = "what the files are in, where their format does not say it, such as energy=hartree stress=-kbar (the minus turns the sign)"
 FAILURE = 2
 INTERRUPTED = 130
 
@@ -146,6 +147,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed", choices=("auto", "tags", "none"), help=held)
     known = "labels by their keys in the files, such as energy=my_energy (default: those that the model was trained on, else detected)"
     parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help=known)
+    parser.add_argument("--units", nargs="+", default=[], metavar="quantity=unit", help=UNITS)
     _add_data_set(parser)
     _add_device(parser, "cpu")
 
@@ -153,7 +155,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".extxyz", ".xyz", ".npz"):
         raise ValueError(f"predictions go into .extxyz, .xyz or .npz, got {options.out.name!r}; choose such a name with --out")
-    keys = _parse_pairs("--keys", options.keys, "energy=my_energy")
+    keys, units = _parse_pairs("--keys", options.keys, "energy=my_energy"), _parse_pairs("--units", options.units, "energy=hartree")
     from equimol.data.atomic import write_arrays, write_atomically
     from equimol.data.formats import read
     from equimol.data.statistics import is_isolated_atom
@@ -170,7 +172,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     trained_on = facts.get("label_keys") or {}
     fixed = options.fixed or (facts.get("training") or {}).get("fixed", "auto")
     preferred = {name: [key] if isinstance(key, str) else key for name, key in trained_on.items()}
-    found = read(options.data, keys, preferred=preferred, fixed=fixed)
+    found = read(options.data, keys, preferred=preferred, fixed=fixed, units=units)
     print(found.report)
     frames = [frame for frame in found.frames if not is_isolated_atom(frame)]
     if len(frames) < len(found.frames):
@@ -192,12 +194,13 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("check", "pack"), help="check: look for faults; pack: write one file for fast training")
     parser.add_argument("files", nargs="+", metavar="FILE", help="files or folders with structures; of pack the last one is written")
     parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help="labels by their keys, such as energy=my_energy")
-    stated = "what the files are in, where their format does not say it, such as energy=hartree stress=-kbar (the minus turns the sign)"
-    parser.add_argument("--units", nargs="+", default=[], metavar="quantity=unit", help=stated)
+    parser.add_argument("--units", nargs="+", default=[], metavar="quantity=unit", help=UNITS)
     parser.add_argument("--limit", type=int, metavar="N", help="check: look at the first N structures of each file (default: all)")
     held = "pack: atoms whose forces do not count, as the setting of a training says (default: %(default)s)"
     parser.add_argument("--fixed", choices=("auto", "tags", "none"), default="auto", help=held)
-    parser.add_argument("--skip-bad", action="store_true", help="pack: leave out records that cannot be used, and list them")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="pack: leave out records that cannot be used, and list them (check does so always)"
+    )
     parser.add_argument("--cutoff", type=float, metavar="Å", help="pack: store neighbour lists, for models of this cutoff or a smaller one")
 
 

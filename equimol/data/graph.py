@@ -1,5 +1,6 @@
 """AtomicGraph: one structure, or a batch of them, and the directed edges between its atoms."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,14 @@ class AtomicGraph(Data):
         if fixed is not None:
             graph.forces_present &= ~_held(fixed, len(numbers)).to(device)
         return graph
+
+    def without_labels(self) -> "AtomicGraph":
+        """The same structure with every label absent."""
+        bare = copy.copy(self)
+        for name in PROPERTIES:
+            bare[name] = torch.full_like(self[name], torch.nan)
+            bare[f"{name}_present"] = torch.zeros_like(self[f"{name}_present"])
+        return bare
 
     @property
     def num_systems(self) -> int:

@@ -57,6 +57,8 @@ def pack(
                 writer.add(frame)
             reports.append(count.report(skipped or ()))
         report = merge_reports(reports)
-        writer.finish({"report": str(report)})
+        label_keys = {name: list(counts) for name, counts in report.used.items() if counts}
+        asked = {"keys": dict(keys or {}), "energy_key": energy, "fixed": fixed, "units": dict(units or {})}
+        writer.finish({"report": str(report), "label_keys": label_keys, "asked": asked})
     note = f"packed into {out}: {out.stat().st_size / 1e6:.3g} MB" + (f", with neighbours within {cutoff:g} Å" if cutoff else "")
     return LabelReport(report.files, report.frames, report.used, report.unused, (*report.notes, note), report.skipped)

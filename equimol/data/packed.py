@@ -35,6 +35,8 @@ SUFFIX = ".eqpack"
 MAGIC, END = b"EQUIPACK", b"EQPKTAIL"
 VERSION = 1
 CHUNK = 1 << 18  # bytes under one checksum
+RESIDENT = 1 << 28  # bytes of the file that count as memory of the process, at most: about 256 MiB
+AROUND = 1 << 16  # bytes that Linux maps at a touch
 HEAD = struct.Struct("<8sII")  # magic, version, nothing
 FRAME = struct.Struct("<IIII")
 TAIL = struct.Struct("<QQQII8s")  # frames, place of the index, length of the metadata, checksums of both, magic
@@ -111,6 +113,7 @@ class PackedSet(Sequence):
         if version != VERSION:
             raise DataError(f"{self.name}: is a pack of version {version}, this EquiMol reads {VERSION}; pack the data again")
         count, place, length, index_sum, text_sum, end = TAIL.unpack_from(self.bytes, size - TAIL.size)
+        self.checksum = f"{index_sum:08x}{text_sum:08x}"  # of the index, which has the checksums of all frames, and of the metadata
         text = self.bytes[size - TAIL.size - length : size - TAIL.size] if length < size else b""
         index = self.bytes[place : size - TAIL.size - length] if end == END and place < size else b""
         if end != END or zlib.crc32(text) != text_sum or zlib.crc32(index) != index_sum:
@@ -133,6 +136,7 @@ class PackedSet(Sequence):
             (1 << (FIRST_LABEL + n), name, PROPERTIES[name]) for n, name in enumerate(self.metadata["labels"]) if name in PROPERTIES
         ]
         self.checked = bytearray(chunks)
+        self.touched = 0
 
     def __len__(self) -> int:
         return len(self.atoms)
@@ -144,7 +148,17 @@ class PackedSet(Sequence):
             raise IndexError(f"{self.name} has {len(self)} frames, got number {index}")
         index = index % len(self)
         self._check(index)
+        self._touch(int(self.starts[index + 1] - self.starts[index]))
         return _decode(self.bytes, int(self.starts[index]), self.labels, self.metadata["cutoff"], f"{self.name}:{index}")
+
+    @property
+    def edges(self) -> np.ndarray:
+        """How many edges are stored with each frame, without reading more than that; zeros in a pack without neighbour lists."""
+        found = np.zeros(len(self), dtype=np.int64)
+        for index in range(len(self)):
+            found[index] = FRAME.unpack_from(self.bytes, int(self.starts[index]))[2]
+            self._touch(FRAME.size)
+        return found
 
     def verify(self) -> None:
         """Check every chunk now; DataError for the first that is damaged."""
@@ -167,6 +181,14 @@ class PackedSet(Sequence):
             which = f"the checksum of frames {first} to {last - 1} does not fit"
             raise DataError(f"{self.name}:{index}: {which}, the file is damaged; copy or pack it again")
         self.checked[chunk] = 1
+        self._touch(int(self.starts[last] - self.starts[first]))
+
+    def _touch(self, size: int) -> None:
+        """Gives pages back to the system after a while, which otherwise count as memory of this process; it still has them at hand."""
+        self.touched += AROUND + size
+        if self.touched > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self.bytes.madvise(mmap.MADV_DONTNEED)
+            self.touched = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "name": self.name}

@@ -1,7 +1,8 @@
 """Which frames train, validate and test a model."""
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from equimol.data.errors import DataError
 from equimol.data.frame import Frame
 
 SPLITS = ("train", "valid", "test")
+SEVERAL = 10_000  # pairs of neighbours in the file that are compared
 TRAJECTORY = 0.5  # share of neighbours in the file with the same atoms, from which on the frames count as trajectories
 
 
@@ -24,6 +26,11 @@ def split(
     fractions = tuple(float(fraction) for fraction in fractions)
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three shares (train, valid, test) that sum to 1, got {fractions}; for example (0.8, 0.1, 0.1)")
+    return {name: numbers.tolist() for name, numbers in split_numbers(frames, how, fractions, seed).items()}
+
+
+def split_numbers(frames: Sequence[Frame], how: str, fractions: tuple[float, float, float], seed: int) -> dict[str, np.ndarray]:
+    """As `split`, in arrays. Frames are read one at a time, and none for a random split."""
     if how == "auto":
         how, _ = choose_split(frames)
     if how == "blocks":
@@ -35,8 +42,8 @@ def split(
         place = _groups(frames, how.removeprefix("group:"), fractions, seed)
     else:
         raise ValueError(f"split must be auto, blocks, random or group:KEY, got {how!r}; group:config_type keeps its types together")
-    parts = {name: np.flatnonzero(place == index).tolist() for index, name in enumerate(SPLITS)}
-    if fractions[0] > 0 and not parts["train"]:
+    parts = {name: np.flatnonzero(place == index) for index, name in enumerate(SPLITS)}
+    if fractions[0] > 0 and not len(parts["train"]):
         raise DataError(f"the split {how} of {len(frames)} frames leaves none to train on; give more frames, or another split")
     return parts
 
@@ -49,9 +56,11 @@ def choose_split(frames: Sequence[Frame]) -> tuple[str, str]:
 
 
 def is_trajectory(frames: Sequence[Frame]) -> bool:
-    """Whether most frames hold the same atoms in the same order as the frame before."""
-    atoms = [frame.numbers.tobytes() for frame in frames]
-    same = [before == after for before, after in pairwise(atoms)]
+    """Whether most frames hold the same atoms in the same order as the frame before; of many frames, some drawn at random are asked."""
+    later = np.arange(1, len(frames))
+    if len(later) > SEVERAL:
+        later = np.random.default_rng(0).choice(later, SEVERAL, replace=False)
+    same = [np.array_equal(frames[int(n) - 1].numbers, frames[int(n)].numbers) for n in later]
     return bool(same) and float(np.mean(same)) >= TRAJECTORY
 
 
@@ -69,7 +78,7 @@ def _cut(count: int, fractions: Sequence[float]) -> np.ndarray:
 
 def _blocks(frames: Sequence[Frame], fractions: Sequence[float]) -> np.ndarray:
     """Every run cut by itself; what rounding takes from one run is given back in the next, so that runs of a few frames count too."""
-    runs = [len(list(run)) for _, run in groupby(frames, key=lambda frame: frame.numbers.tobytes())]
+    runs = [sum(1 for _ in run) for _, run in groupby(frames, key=lambda frame: frame.numbers.tobytes())]
     if len(runs) == 1:
         return _cut(runs[0], fractions)
     place, owed = [], np.zeros(2)  # frames still due to train, and to train and valid together
@@ -84,14 +93,16 @@ def _blocks(frames: Sequence[Frame], fractions: Sequence[float]) -> np.ndarray:
 
 def _groups(frames: Sequence[Frame], key: str, fractions: Sequence[float], seed: int) -> np.ndarray:
     """Groups in random order, each to the piece that lacks most of its share."""
-    lacking = [frame for frame in frames if key not in frame.info]
-    if lacking:
-        known = sorted({name for frame in frames for name in frame.info})
-        raise DataError(f"{lacking[0].source}: has no {key!r} to group by; the frames have: {', '.join(known) or 'nothing'}")
-    names = [frame.info[key] for frame in frames]
-    groups = list(dict.fromkeys(names))
-    missing, home = np.asarray(fractions) * len(frames), {}
-    for group in np.random.default_rng(seed).permutation(len(groups)):
-        home[groups[group]] = piece = int(np.argmax(missing))
-        missing[piece] -= names.count(groups[group])
-    return np.asarray([home[name] for name in names], dtype=int)
+    numbers: dict[Any, int] = {}  # of the groups, in the order in which they come
+    group_of = np.zeros(len(frames), dtype=np.int64)
+    for n, frame in enumerate(frames):
+        if key not in frame.info:
+            known = sorted({name for one in frames[:SEVERAL] for name in one.info})
+            raise DataError(f"{frame.source}: has no {key!r} to group by; the frames have: {', '.join(known) or 'nothing'}")
+        group_of[n] = numbers.setdefault(frame.info[key], len(numbers))
+    sizes = np.bincount(group_of, minlength=len(numbers))
+    missing, home = np.asarray(fractions) * len(frames), np.zeros(len(numbers), dtype=int)
+    for group in np.random.default_rng(seed).permutation(len(numbers)):
+        home[group] = piece = int(np.argmax(missing))
+        missing[piece] -= sizes[group]
+    return home[group_of] if len(frames) else np.zeros(0, dtype=int)

@@ -14,8 +14,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from equimol.data.atomic import write_atomically
 from equimol.training.errors import TrainingInterrupted
+from equimol.training.processes import ALONE, Processes
 
 SECONDS_BETWEEN = 60.0
+STEPS_BETWEEN = 20  # of several processes, after which they ask each other whether to save or to stop
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -50,11 +53,12 @@ class Checkpoints(pl.Callback):
     """Saves the whole state between two steps: never in the middle of one, so that a resumed run repeats none by half.
 
     Saving happens when the next step begins, because by then a validation that was due has been done and logged.
-    The first SIGINT or SIGTERM saves after the step in progress and raises TrainingInterrupted; a second one acts as usual.
+    The first SIGINT or SIGTERM saves after the step in progress, of several processes after 20 steps at most, and raises
+    TrainingInterrupted; a second one acts as usual. A step is `accumulate` batches.
     """
 
-    def __init__(self, path: str | Path, every: int) -> None:
-        self.path, self.every = Path(path), every
+    def __init__(self, path: str | Path, every: int, accumulate: int = 1, group: Processes = ALONE) -> None:
+        self.path, self.every, self.accumulate, self.group = Path(path), every, accumulate, group
         self.saved_at_step = -1
         self.saved_at_time = 0.0
         self.received: int | None = None
@@ -63,7 +67,7 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved_at_step, self.saved_at_time = trainer.global_step, time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self.previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -71,13 +75,26 @@ class Checkpoints(pl.Callback):
         self._restore_signals()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % self.accumulate:
+            return  # in the middle of a step
         step = trainer.global_step
-        new = step > self.saved_at_step
-        if new and (step % self.every == 0 or self.received or time.monotonic() - self.saved_at_time > SECONDS_BETWEEN):
+        received, late = self._asked(step)
+        if step > self.saved_at_step and (step % self.every == 0 or received or late):
             self._save(trainer)
-        if self.received:
-            name = signal.Signals(self.received).name
+        if received:
+            name = signal.Signals(received).name
             raise TrainingInterrupted(f"stopped by {name} after step {step}; continue with: equimol train --resume {self.path.parent}")
+
+    def _asked(self, step: int) -> tuple[int | None, bool]:
+        """The signal that came, and whether the last checkpoint is old. Several processes agree on that, now and then."""
+        late = time.monotonic() - self.saved_at_time > SECONDS_BETWEEN
+        if self.group.count == 1:
+            return self.received, late
+        if step % STEPS_BETWEEN:
+            return None, False
+        own = [*(self.received == number for number in STOPPING), late and self.group.first]
+        *stopped, late = self.group.sum(torch.tensor(own, dtype=torch.int32)).bool().tolist()
+        return next((int(number) for number, came in zip(STOPPING, stopped, strict=True) if came), None), late
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from equimol.data.properties import INPUTS, PROPERTIES
+from equimol.data.units import stated
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class TrainConfig:
     keys: Annotated[dict, "label: key in the file, where the detected one is not the one meant"] = field(default_factory=dict)
     energy_key: Annotated[Literal["auto", "energy", "free_energy"], "which energy, where a file has both"] = "auto"
     fixed: Annotated[Literal["auto", "tags", "none"], "whose forces do not count: auto (constraints, column fixed), tags (tag 0)"] = "auto"
+    units: Annotated[dict, "quantity: unit of the files, where their format does not say it: {energy: hartree, stress: -kbar}"] = field(
+        default_factory=dict
+    )
+    skip_bad: Annotated[bool, "leave out records that cannot be used and list them in skipped.txt; else the first is an error"] = False
     split: Annotated[str, "auto | blocks | random | group:KEY"] = "auto"
     valid: Annotated[float | str | dict, "validation: a fraction, a number of frames, or a file; or one by data set"] = 0.1
     test: Annotated[float | str | list[str] | dict, "test: a fraction, a number of frames, or file(s); or those by data set"] = 0.1
@@ -57,8 +62,18 @@ class TrainConfig:
         default_factory=lambda: {"energy": 1.0, "forces": 10.0, "stress": "auto"}
     )
     loss_function: Annotated[Literal["mse", "huber", "mae"], "of the errors, per property; mae: of forces, the lengths"] = "mse"
-    batch: Annotated[int | Literal["auto"], "frames per step; auto: about 50 atoms, one to five frames"] = "auto"
-    learning_rate: Annotated[float, "largest one; warms up linearly, then falls to zero along a cosine"] = 0.01
+    stage_two: Annotated[dict, "other weights of the loss from a share of the run on: {start: 0.75, energy: 100, forces: 1}"] = field(
+        default_factory=dict
+    )
+    batch: Annotated[
+        int | dict | Literal["auto"],
+        "frames per step and process, or a budget, {atoms: 500} or {edges: 20000}; auto: about 50 atoms, one to five frames",
+    ] = "auto"
+    accumulate: Annotated[int, "batches whose gradients make one step"] = 1
+    learning_rate: Annotated[float, "largest one; warms up linearly, then falls as schedule says"] = 0.01
+    schedule: Annotated[
+        Literal["cosine", "exponential", "wsd"], "to zero along a cosine, to a hundredth, or constant and to zero over the last fifth"
+    ] = "cosine"
     warmup: Annotated[int, "steps; at most a tenth of the run"] = 100
     weight_decay: Annotated[float, "on matrices only"] = 1e-6
     clip: Annotated[float, "largest gradient norm; nearly always reached: steep beginnings would shrink every later AMSGrad step"] = 0.1
@@ -67,7 +82,10 @@ class TrainConfig:
     # the machinery
     validate_every: Annotated[int | Literal["auto"], "steps; auto: every epoch, at most 50 times and a tenth of the time"] = "auto"
     checkpoint_every: Annotated[int, "steps; a checkpoint is written every minute anyway"] = 1000
-    workers: Annotated[int, "processes that assemble batches"] = 0
+    workers: Annotated[int | Literal["auto"], "processes that assemble batches; auto: none, of a packed set one or two"] = "auto"
+    log_to: Annotated[
+        list[str] | Literal["auto"], "besides log.csv: tensorboard, wandb; auto: tensorboard, where that package is installed"
+    ] = "auto"
     compile: Annotated[bool, "train through a compiled program (escaip, dpa3): some minutes to begin with, then quicker steps"] = False
     recompute: Annotated[bool, "keep less for derivatives (escaip): less than half of the memory, nearly twice the time of a step"] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda where there is one"] = "auto"
@@ -88,16 +106,25 @@ class TrainConfig:
         for name, rule, holds in self._rules():
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        try:
+            stated(self.units)
+        except ValueError as error:
+            raise ValueError(f"units: {error}") from None
 
     def _rules(self) -> Iterable[tuple[str, str, bool]]:
         yield "cutoff", "positive, in Å", self.cutoff > 0
-        yield "batch", "at least 1", self.batch == "auto" or self.batch >= 1
+        yield "batch", "at least 1, or a budget {atoms: N} or {edges: N} of at least 1", self.batch == "auto" or _is_batch(self.batch)
+        yield "accumulate", "at least 1", self.accumulate >= 1
+        yield "stage_two", f"{{start: share of the run, {' or '.join(PROPERTIES)}: weight}}, or empty", _is_stage(self.stage_two)
+        known = self.log_to == "auto" or set(self.log_to) <= {"tensorboard", "wandb"}
+        yield "log_to", "auto or a list of tensorboard and wandb", known
+        yield "units", "a mapping of length, energy, forces, stress to units in words", all(map(_is_text, self.units.values()))
         yield "learning_rate", "positive", self.learning_rate > 0
         yield "clip", "positive", self.clip > 0
         yield "ema", "at least 0 and below 1", 0 <= self.ema < 1
         yield "validate_every", "at least 1", self.validate_every == "auto" or self.validate_every >= 1
         yield "checkpoint_every", "at least 1", self.checkpoint_every >= 1
-        yield "workers", "0 or more", self.workers >= 0
+        yield "workers", "0 or more", self.workers == "auto" or self.workers >= 0
         yield "recompute", "false with compile, which decides itself what to keep", not (self.recompute and self.compile)
         for name in ("epochs", "steps"):
             yield name, "at least 1", getattr(self, name) is None or getattr(self, name) >= 1
@@ -256,6 +283,24 @@ def _as_type(value: Any, hint: Any) -> Any:
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ValueError
+
+
+def _is_batch(value: int | dict) -> bool:
+    if not isinstance(value, dict):
+        return value >= 1
+    return len(value) == 1 and value.keys() <= {"atoms", "edges"} and all(type(most) is int and most >= 1 for most in value.values())
+
+
+def _is_stage(value: dict) -> bool:
+    numbers = all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number < float("inf") for number in value.values()
+    )
+    known = {"start"} < value.keys() <= {"start", *PROPERTIES}
+    return not value or (known and numbers and 0 < value["start"] < 1 and any(value[name] > 0 for name in value if name != "start"))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_share(value: Any) -> bool:

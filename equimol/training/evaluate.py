@@ -11,7 +11,7 @@ import torch
 from equimol.data.frame import Frame
 from equimol.data.properties import PROPERTIES
 from equimol.models.base import Potential
-from equimol.training.batches import ordered_loader
+from equimol.training.batches import Batch, ordered_loader
 from equimol.training.metrics import ErrorSums
 
 
@@ -27,9 +27,9 @@ class Evaluation:
     predictions: dict[str, np.ndarray]
 
 
-def evaluate(model: Potential, frames: Sequence[Frame], batch: int = 8, graphs: Sequence[Any] | None = None) -> Evaluation:
+def evaluate(model: Potential, frames: Sequence[Frame], batch: Batch = 8, graphs: Sequence[Any] | None = None) -> Evaluation:
     """Predict every frame once, in order. Give `graphs` where they exist already; they must be those of `frames`."""
-    if not frames:
+    if not len(frames):
         raise ValueError("there is nothing to evaluate: no frames; check the file, or the split")
     graphs = [frame.graph(model.cutoff) for frame in frames] if graphs is None else graphs
     device = next((p.device for p in chain(model.parameters(), model.buffers())), torch.device("cpu"))

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import platform
+import secrets
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,11 @@ from equimol.data.atomic import remove_parts, write_arrays, write_atomically
 from equimol.data.properties import PROPERTIES
 from equimol.data.statistics import core_reach
 from equimol.models import MODELS, Potential, References, build_model, core, find_device, save
-from equimol.training.batches import StepSampler, ordered_loader, train_loader
+from equimol.training.batches import StepSampler, cut, ordered_loader, spare_workers, train_loader
 from equimol.training.budget import EVALUATED_TRAIN_FRAMES, fit_to_budget
-from equimol.training.config import TrainConfig, check_keys, config_from, dump_config, load_config
+from equimol.training.config import TrainConfig, check_keys, dump_config
 from equimol.training.evaluate import evaluate
+from equimol.training.folder import only_writer, stored_run
 from equimol.training.loss import resolve_weights
 from equimol.training.metrics import error_table, weighted_error
 from equimol.training.prepare import (
@@ -31,7 +33,9 @@ from equimol.training.prepare import (
     data_set_names,
     find_average_neighbors,
     read_data,
+    sampled_graphs,
 )
+from equimol.training.processes import Processes, all_processes
 from equimol.training.references import find_references, find_scale_and_shift
 from equimol.training.start import settle, take_weights
 
@@ -39,25 +43,42 @@ from equimol.training.start import settle, take_weights
 def fit(config: TrainConfig) -> Path:
     """Train as the settings say and return the folder of the run. With `resume`, continue the run that is in it.
 
-    The folder holds: config.yaml (nothing left to choose: training it again gives the same weights), data.txt, summary.json, log.csv,
-    last.ckpt, best.ckpt, model.equimol, errors.json, errors.txt, predictions_{split}.npz, report.html.
+    The folder holds: config.yaml (nothing left to choose: training it again gives the same weights), data.txt, skipped.txt where bad
+    records were left out, summary.json, log.csv, last.ckpt, best.ckpt, model.equimol, errors.json, errors.txt,
+    predictions_{split}.npz, report.html. Started by torchrun or SLURM in several processes, all train one model; the first one writes.
     """
     started = time.monotonic()
     folder = Path(config.out)
     if config.start and not (config.resume and (folder / "config.yaml").exists()):
         config = settle(config)
     outputs = check_model(config).outputs
+    with all_processes() as group, contextlib.ExitStack() as stack:
+        if config.compile and group.count > 1:
+            raise ValueError(f"compile must be false in several processes, got true in {group.count}; leave it out, or use one process")
+        stored, finished = group.of_first(lambda: _open_folder(folder, config, stack))
+        if finished:
+            print(f"{folder} holds a finished run: {folder / 'model.equimol'}")
+            return folder
+        data = read_data(stored or config)
+        print(data.summary, flush=True)
+        weights = resolve_weights((stored or config).loss, data.all_sums, outputs)
+        build_graphs(data, check_model(stored or config, data.elements).cutoff, (stored or config).skip_bad)
+        config = group.of_first(
+            lambda: _begin(config, data, weights, folder, started, group) if stored is None else _continue(stored, data, folder, group)
+        )
+        later = {name: float(config.stage_two.get(name, weight)) for name, weight in config.loss.items()}
+        later = resolve_weights(later, data.all_sums, outputs) if config.stage_two else weights
+        module = _train(config, data, weights, later, folder, started, group)
+        return _finish(config, data, later, folder, module.averaged) if group.first else folder
+
+
+def _open_folder(folder: Path, config: TrainConfig, stack: contextlib.ExitStack) -> tuple[TrainConfig | None, bool]:
+    """The settings of the run to be continued, if one is, and whether it is finished. The folder is locked from now on."""
     stored = stored_run(folder, config)
-    if stored is not None and (folder / "report.html").exists():
-        print(f"{folder} holds a finished run: {folder / 'model.equimol'}")
-        return folder
-    data = read_data(stored or config)
-    print(data.summary, flush=True)
-    weights = resolve_weights((stored or config).loss, data.frames["train"], outputs)
-    build_graphs(data, check_model(stored or config, data.elements).cutoff)
-    config = _begin(config, data, weights, folder, started) if stored is None else _continue(stored, data, folder)
-    module = _train(config, data, weights, folder, started)
-    return _finish(config, data, weights, folder, module.averaged)
+    finished = stored is not None and (folder / "report.html").exists()
+    if not finished:
+        stack.enter_context(only_writer(folder))
+    return stored, finished
 
 
 # --- before training -----------------------------------------------------------------------------------------------------------
@@ -134,67 +155,26 @@ def _freeze(model: Potential, beginnings: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def stored_run(folder: Path, config: TrainConfig) -> TrainConfig | None:
-    """The settings of the run that is to be continued; None where a new one begins. Another run in the folder is an error."""
-    exists = (folder / "config.yaml").exists()
-    if not config.resume:
-        if exists:
-            if (folder / "report.html").exists():
-                raise ValueError(f"{folder} holds another run, which is finished; choose another folder with out=...")
-            raise ValueError(
-                f"{folder} holds another run; continue it with: equimol train --resume {folder}, or choose another folder with out=..."
-            )
-        return None
-    if not exists:
-        if config.resume == "auto":
-            return None
-        raise ValueError(f"there is no run to resume in {folder} (no config.yaml); start it without resume, or check out=...")
-    stored = load_config(folder / "config.yaml")
-    for name in _changed(config, stored):
-        raise ValueError(
-            f"a run is resumed with its own settings: {name} was {getattr(stored, name)!r} and is now {getattr(config, name)!r};"
-            " leave it out, or start another run with out=..."
-        )
-    here = {"out": config.out, "workers": config.workers, "device": config.device, "checkpoint_every": config.checkpoint_every}
-    moved = {name: given for name in ("data", "valid", "test") if isinstance(given := getattr(config, name), (str, list))}
-    return dataclasses.replace(stored, **here, **moved)
-
-
-def _changed(given: TrainConfig, stored: TrainConfig) -> Iterator[str]:
-    """Names of the settings that were stated, differ from those of the run, and matter."""
-    default = dataclasses.replace(config_from({"model": given.model}), model=TrainConfig.model)
-    free = {"resume", "out", "workers", "device", "checkpoint_every"} | {"data", "valid", "test", "references"}  # files: by checksum
-    for field in dataclasses.fields(TrainConfig):
-        stated, before = getattr(given, field.name), getattr(stored, field.name)
-        if field.name in free or stated == getattr(default, field.name):
-            continue
-        if isinstance(stated, dict):
-            same = all(before.get(key) == value for key, value in stated.items() if value != "auto")
-        else:
-            same = stated in ("auto", before)
-        if not same:
-            yield field.name
-
-
-def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, started: float) -> TrainConfig:
+def _begin(
+    config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, started: float, group: Processes
+) -> TrainConfig:
     """Decide all that is left open, print it, and write it down."""
     told = data.summary
     if config.start:
         start = take_weights(make_model(config, config.preset, data.elements), config.start)
         print(start)
         told += f"\n{start}"
-    folder.mkdir(parents=True, exist_ok=True)
     references, method = find_references(config, data)
     scale, shift = find_scale_and_shift(config, data, references)
     neighbors = find_average_neighbors(data)
     statistics = {"references": references, "scale": scale, "shift": shift}
     if config.zbl is True:
-        config = dataclasses.replace(config, zbl=core_reach(data.graphs["train"]))
+        config = dataclasses.replace(config, zbl=core_reach(sampled_graphs(data)))
 
     def build(preset: str) -> Potential:
         return make_model(config, preset, data.elements, references, scale, shift, neighbors).to(find_device(config.device))
 
-    config, text = fit_to_budget(config, data, weights, build, list(MODELS[config.model].presets), started)
+    config, text = fit_to_budget(config, data, weights, build, list(MODELS[config.model].presets), started, group.count)
     if any(field.name == "average_neighbors" for field in dataclasses.fields(MODELS[config.model].config)):
         config = dataclasses.replace(config, settings={"average_neighbors": neighbors, **config.settings})
     loss = {name: weights[name] if weight == "auto" else weight for name, weight in config.loss.items()}
@@ -217,16 +197,24 @@ def _begin(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
         "label_keys": data.label_keys,
         "weights": weights,
         "data_checksum": data.checksum,
+        "run_id": secrets.token_hex(4),
+        "processes": group.count,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {find_device(config.device)}",
     }
+    if config.skip_bad:
+        print(f"{len(data.skipped)} bad records skipped, listed in {folder / 'skipped.txt'}")
+        write_atomically(folder / "skipped.txt", "".join(f"{fault}\n" for fault in data.skipped))
     write_atomically(folder / "data.txt", told + "\n")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
     write_atomically(folder / "config.yaml", dump_config(dataclasses.replace(config, resume=False)))  # the last: it marks a run
     return config
 
 
-def _continue(config: TrainConfig, data: TrainingData, folder: Path) -> TrainConfig:
+def _continue(config: TrainConfig, data: TrainingData, folder: Path, group: Processes) -> TrainConfig:
+    before = _summary(folder).get("processes", 1)
+    if group.count != before:
+        raise ValueError(f"a run is resumed with as many processes as it began with, {before}, got {group.count}: they share each step")
     if data.checksum != _summary(folder)["data_checksum"]:
         raise ValueError(f"the data files are not those that {folder} was started with; bring them back, or start another run with out=...")
     remove_parts(folder)
@@ -236,13 +224,22 @@ def _continue(config: TrainConfig, data: TrainingData, folder: Path) -> TrainCon
 # --- training ------------------------------------------------------------------------------------------------------------------
 
 
-def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], folder: Path, started: float) -> Any:
+def _train(
+    config: TrainConfig,
+    data: TrainingData,
+    weights: dict[str, float],
+    later_weights: dict[str, float],
+    folder: Path,
+    started: float,
+    group: Processes,
+) -> Any:
     """The trained module, from the last checkpoint on if there is one."""
     import lightning.pytorch as pl
+    from lightning.pytorch.strategies import DDPStrategy
 
     from equimol.training.checkpoint import AtomicCheckpointIO, Checkpoints, read_checkpoint
     from equimol.training.module import TrainingModule
-    from equimol.training.progress import ProgressBar, RunLog
+    from equimol.training.progress import ProgressBar, RunLog, make_loggers
 
     last = folder / "last.ckpt"
     checkpoint = read_checkpoint(last) if last.exists() else None
@@ -251,26 +248,42 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
     model = make_model(config, config.preset, data.elements, config.references, config.scale, config.shift, neighbors)
     if config.start and not checkpoint:
         take_weights(model, config.start)
-    module = TrainingModule(model, weights, config, config.steps)
+    module = TrainingModule(model, weights, config, config.steps, group, later_weights)
     if config.compile and start < config.steps:
         print("compiling, which may take some minutes", flush=True)
         module.to(find_device(config.device)).train().compile_model(data.graphs["train"])
-    parts = data.parts(config.sampling)
-    sampler = StepSampler(len(data.graphs["train"]), config.batch, config.seed, config.steps, start, parts)
-    validation = ordered_loader(data.graphs["valid"], config.batch) if data.graphs["valid"] else None
-    log = RunLog(folder, config.steps, config.validate_every, sampler.steps_per_epoch, validation is not None, time.monotonic() - started)
     if start >= config.steps:
         module.load_state_dict(checkpoint["state_dict"])
         return module
+    graphs, every = data.graphs, config.accumulate
+    workers = spare_workers(graphs["train"], group.per_node) if config.workers == "auto" else config.workers
+    size, sizes = cut(config.batch, graphs["train"])
+    sampler = StepSampler(
+        *(len(graphs["train"]), size, config.seed, every * config.steps, every * start, data.parts(config.sampling), sizes),
+        *(group.rank, group.count),
+    )
+    loader = train_loader(graphs["train"], sampler, workers)
+    validation = ordered_loader(graphs["valid"], config.batch, workers, group.rank, group.count) if len(graphs["valid"]) else None
+    loggers = make_loggers(config.log_to, folder, _summary(folder)["run_id"]) if group.first else ()
+    log = RunLog(
+        folder, config, sampler.steps_per_epoch / every, validation is not None, time.monotonic() - started, loader, group, loggers
+    )
     if checkpoint:
         print(f"continuing after step {start} of {config.steps}", flush=True)
     with _quiet_lightning(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed, which reaches every device
+        strategy: Any = "auto"
+        if group.count > 1:
+            unused = module.leaves_parameters_out(next(iter(ordered_loader(graphs["train"][:1], 1))))
+            strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)  # buffers are constants
         trainer = pl.Trainer(
             max_epochs=1,  # the whole run is one epoch of `steps` batches: a position in it is one number
-            val_check_interval=config.validate_every,
+            val_check_interval=every * config.validate_every,
+            accumulate_grad_batches=every,
             accelerator="gpu" if find_device(config.device).type == "cuda" else "cpu",
-            devices=1,
+            strategy=strategy,
+            devices=group.per_node,
+            num_nodes=group.count // group.per_node,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -280,9 +293,11 @@ def _train(config: TrainConfig, data: TrainingData, weights: dict[str, float], f
             use_distributed_sampler=False,
             default_root_dir=folder,
             plugins=[AtomicCheckpointIO()],
-            callbacks=[log, ProgressBar(config.steps), Checkpoints(last, config.checkpoint_every)],
+            callbacks=[
+                *(log, Checkpoints(last, config.checkpoint_every, every, group)),
+                *([ProgressBar(config.steps)] if group.first else []),
+            ],
         )
-        loader = train_loader(data.graphs["train"], sampler, config.workers)
         trainer.fit(module, loader, validation, ckpt_path=str(last) if checkpoint else None)
     return module
 
@@ -315,12 +330,13 @@ def _finish(config: TrainConfig, data: TrainingData, weights: dict[str, float], 
     for name in ("train", "valid", "test"):
         subset = slice(EVALUATED_TRAIN_FRAMES if name == "train" else None)
         frames, graphs = data.frames[name][subset], data.graphs[name][subset]
-        if frames:
+        if len(frames):
             evaluations[name] = evaluate(model, frames, config.batch, graphs)
-        for data_set in data.data_sets if frames and len(data.data_sets) > 1 else ():
-            own = [n for n in data.of_set(name, data_set) if n < len(frames)]
-            if own:
-                evaluations[f"{name} {data_set}"] = evaluate(model, [frames[n] for n in own], config.batch, [graphs[n] for n in own])
+        for data_set in data.data_sets if len(frames) and len(data.data_sets) > 1 else ():
+            own = data.of_set(name, data_set)
+            own = slice(own.start, min(own.stop, len(frames)))
+            if len(frames[own]):
+                evaluations[f"{name} {data_set}"] = evaluate(model, frames[own], config.batch, graphs[own])
     errors = {name: evaluation.errors for name, evaluation in evaluations.items()}
     summary = _summary(folder)
     training = {**dataclasses.asdict(config), "weights": chosen, "errors": errors}
@@ -346,7 +362,7 @@ def _choose_weights(config: TrainConfig, data: TrainingData, weights: dict[str, 
     from equimol.training.checkpoint import read_checkpoint
 
     final = f"model.equimol holds the average of the weights at the last step, {config.steps}"
-    if not data.graphs["valid"] or not (folder / "best.ckpt").exists():
+    if not len(data.graphs["valid"]) or not (folder / "best.ckpt").exists():
         return final
     best = read_checkpoint(folder / "best.ckpt")
     error = weighted_error(evaluate(model, data.frames["valid"], config.batch, data.graphs["valid"]).errors, weights)

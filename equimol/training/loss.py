@@ -10,15 +10,16 @@
 the error of a force, one entry per atom, as OC20 and fairchem-core do.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equimol.data.properties import PROPERTIES
+from equimol.data.statistics import FrameSums
+from equimol.training.processes import ALONE, Processes
 
 EXTENSIVE = ("energy",)  # grows with the number of atoms: its error counts per atom
 HUBER_DELTA = 0.01
@@ -32,19 +33,26 @@ def _huber(error: Tensor) -> Tensor:
 PENALTIES = {"mse": torch.square, "huber": _huber, "mae": torch.abs}
 
 
-def loss_terms(prediction: Mapping[str, Tensor], graph: Any, names: Iterable[str], function: str = "mse") -> dict[str, Float[Tensor, ""]]:
-    """The mean of φ(error) per property, without weights. A property without any label in the batch gives zero."""
-    terms = {}
+def loss_terms(
+    prediction: Mapping[str, Tensor], graph: Any, names: Iterable[str], function: str = "mse", group: Processes = ALONE
+) -> dict[str, Float[Tensor, ""]]:
+    """The mean of φ(error) per property, without weights. A property without any label in the batch gives zero.
+
+    Of several processes, each gives its share of the mean over the entries of all, times their number: the mean of the gradients, as
+    processes take it, is then that of one process with all their frames, also where some have more atoms or labels than others.
+    """
+    penalties, entries = [], []
+    names = list(names)
     for name in names:
         error, labelled = property_error(name, prediction[name], graph)
         if name in EXTENSIVE:
             error = error / atoms_per_system(graph).to(error.dtype)
         if name == "forces" and function == "mae":
             error = error.norm(dim=-1)
-        penalty = PENALTIES[function](error)
-        entries = labelled.sum() * (error[0].numel() if error.ndim > 1 else 1)
-        terms[name] = penalty.sum() / entries.clamp(min=1)
-    return terms
+        penalties.append(PENALTIES[function](error).sum())
+        entries.append(labelled.sum() * (error[0].numel() if error.ndim > 1 else 1))
+    of_all = group.sum(torch.stack(entries)).clamp(min=1)
+    return {name: group.count * penalty / number for name, penalty, number in zip(names, penalties, of_all, strict=True)}
 
 
 def property_error(name: str, predicted: Tensor, graph: Any) -> tuple[Float[Tensor, "n ..."], Bool[Tensor, "n"]]:
@@ -60,9 +68,7 @@ def atoms_per_system(graph: Any) -> Tensor:
     return torch.zeros(graph.num_systems, dtype=torch.long, device=system.device).index_add_(0, system, torch.ones_like(system))
 
 
-def resolve_weights(
-    weights: Mapping[str, float | str], frames: Sequence[Any], outputs: Iterable[str] = tuple(PROPERTIES)
-) -> dict[str, float]:
+def resolve_weights(weights: Mapping[str, float | str], sums: FrameSums, outputs: Iterable[str] = tuple(PROPERTIES)) -> dict[str, float]:
     """Numbers for the weights: zero where the training set has no label or the model no such output, and a scale for `auto`.
 
     auto is 1, except for the stress: the mean of (volume per atom)², so that an error of the virial per atom counts like the
@@ -70,24 +76,18 @@ def resolve_weights(
     """
     resolved = {}
     for name, weight in weights.items():
-        labelled = [frame for frame in frames if frame.labels.get(name) is not None] if name in outputs else []
-        if name == "stress":
-            labelled = [frame for frame in labelled if any(frame.pbc) and _volume(frame) > 0]
+        labelled = (sums.volumes if name == "stress" else sums.labels[name]) if name in outputs else 0
         if not labelled:
             resolved[name] = 0.0
         elif weight != "auto":
             resolved[name] = float(weight)
         elif name == "stress":
-            resolved[name] = float(np.mean([(_volume(frame) / len(frame.numbers)) ** 2 for frame in labelled]))
+            resolved[name] = sums.volume_squares / sums.volumes
         else:
             resolved[name] = 1.0
     if not any(resolved.values()):
         raise ValueError(
-            f"nothing to train on: none of the {len(frames)} training frames has a label with a weight above zero"
+            f"nothing to train on: none of the {sums.frames} training frames has a label with a weight above zero"
             f" (weights {dict(weights)}); name the keys of the file with keys.energy=..., keys.forces=..."
         )
     return resolved
-
-
-def _volume(frame: Any) -> float:
-    return abs(float(np.linalg.det(np.asarray(frame.cell, dtype=float).reshape(3, 3))))

@@ -1,7 +1,9 @@
 """Errors of predictions: sums that any number of batches (or processes) add to, and the table made of them.
 
 Figures are named after what they are and their unit, as logs, files and the report show them: `energy_mae_mev_per_atom`,
-`energy_rmse_mev`, `forces_rmse_mev_per_angstrom`, `forces_cosine`, `stress_mae_mev_per_angstrom3`.
+`energy_rmse_mev`, `forces_rmse_mev_per_angstrom`, `forces_cosine`, `stress_mae_mev_per_angstrom3`, and `within_threshold_percent`: the
+share of the structures whose energy is right to 0.02 eV and each force component of a free atom to 0.03 eV/Å (EFwT of the Open Catalyst
+Project, Chanussot et al. 2021).
 """
 
 import math
@@ -13,8 +15,11 @@ from torch import Tensor
 
 from equimol.data.properties import PROPERTIES
 from equimol.training.loss import EXTENSIVE, atoms_per_system, property_error
+from equimol.training.processes import Processes
 
 COSINE = "forces_cosine"
+WITHIN = "within_threshold"
+ENERGY_THRESHOLD, FORCE_THRESHOLD = 0.02, 0.03  # eV, eV/Å
 
 
 class ErrorSums:
@@ -42,10 +47,24 @@ class ErrorSums:
                 error, label = error[directed], label[directed]
                 self._add(COSINE, 1 - torch.nn.functional.cosine_similarity(error + label, label, dim=-1))  # never negative
 
+        if {"energy", "forces"} <= prediction.keys() and {"energy", "forces"} <= set(self.names):
+            self._add(WITHIN, _within(prediction, graph))
+
     def _add(self, quantity: str, error: Tensor) -> None:
         if error.numel():
             sums = torch.stack([torch.full_like(error.sum(), error.numel()), error.abs().sum(), error.square().sum()]).cpu()
             self.sums[quantity] = self.sums.get(quantity, 0) + sums
+
+    def of_all(self, group: Processes) -> "ErrorSums":
+        """The sums over all processes, in each of them."""
+        if group.count == 1:
+            return self
+        quantities = list(dict.fromkeys(quantity for quantity, _, _, _ in _figures()))
+        none = torch.zeros(3, dtype=torch.float64)
+        whole = ErrorSums(self.names)
+        total = group.sum(torch.stack([self.sums.get(quantity, none) for quantity in quantities]))
+        whole.sums = {quantity: sums for quantity, sums in zip(quantities, total, strict=True) if sums[0] > 0}
+        return whole
 
     def result(self) -> dict[str, float]:
         """The figures in meV and Å, in the order of the table; of labels that never came there is none."""
@@ -54,9 +73,21 @@ class ErrorSums:
         for quantity, kind, key, factor in _figures():
             if quantity in found:
                 count, absolute, square = found[quantity]
-                mean = {"mae": absolute / count, "rmse": (square / count) ** 0.5, "cosine": 1 - absolute / count}[kind]
+                mean = absolute / count
+                mean = {"mae": mean, "share": mean, "rmse": (square / count) ** 0.5, "cosine": 1 - mean}[kind]
                 figures[key] = factor * mean
         return figures
+
+
+def _within(prediction: Mapping[str, Tensor], graph: Any) -> Tensor:
+    """1 or 0 for each system with an energy and the force on some atom."""
+    error, energies = property_error("energy", prediction["energy"].detach(), graph)
+    components, forces = property_error("forces", prediction["forces"].detach(), graph)
+    largest, counted = torch.zeros_like(error), torch.zeros_like(energies)
+    largest.scatter_reduce_(0, graph.system, components.abs().amax(dim=-1).to(error.dtype), "amax")
+    counted[graph.system[forces]] = True
+    right = (error.abs() <= ENERGY_THRESHOLD) & (largest <= FORCE_THRESHOLD)
+    return right[energies & counted].double()
 
 
 def weighted_error(errors: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -100,6 +131,7 @@ def _figures() -> Iterable[tuple[str, str, str, float]]:
             yield name, kind, f"{name}_{kind}_{suffix}", factor
         if name == "forces":
             yield COSINE, "cosine", COSINE, 1.0
+            yield WITHIN, "share", f"{WITHIN}_percent", 100.0
 
 
 def _title(key: str) -> tuple[str, str]:
@@ -107,5 +139,7 @@ def _title(key: str) -> tuple[str, str]:
     name, kind, *unit = key.split("_", 2)
     if key == COSINE:
         return "forces cosine", ""
+    if name == "within":
+        return "within threshold", "%"
     text = "".join(unit).replace("_per_", "/").replace("angstrom3", "Å³").replace("angstrom", "Å")
     return f"{name} {kind.upper()}", text.replace("mev", "meV")

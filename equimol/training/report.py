@@ -364,8 +364,8 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
 
 def name_and_unit(key: str) -> tuple[str, str]:
     """("energy MAE", "meV/atom") of "energy_mae_mev_per_atom"; no unit where the name has none."""
-    name, unit = re.fullmatch(r"(.+?)(?:_(m?ev(?:_per_\w+)?))?", key).groups()
-    for written, shown in (("ev", "eV"), ("_per_", "/"), ("angstrom3", "Å³"), ("angstrom", "Å")):
+    name, unit = re.fullmatch(r"(.+?)(?:_(m?ev(?:_per_\w+)?|percent))?", key).groups()
+    for written, shown in (("ev", "eV"), ("_per_", "/"), ("angstrom3", "Å³"), ("angstrom", "Å"), ("percent", "%")):
         unit = (unit or "").replace(written, shown)
     return " ".join(word.upper() if word in ("mae", "rmse") else word for word in name.split("_")), unit
 

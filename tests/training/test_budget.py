@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from equimol.data.frame import Frame
 from equimol.models import MODELS
 from equimol.training import budget
 from equimol.training.config import load_config
@@ -75,7 +77,7 @@ def test_validation_is_not_more_frequent_than_epochs_nor_than_fifty_times(data: 
 def test_large_structures_come_in_small_batches(data: TrainingData, crystals: Path):
     assert budget.automatic_batch(data) == 5
     for atoms, batch in ((27, 2), (60, 1), (1000, 1)):
-        data.frames["train"] = [type("F", (), {"numbers": range(atoms)})]
+        data.frames["train"] = [Frame(np.ones(atoms, dtype=np.int64), np.zeros((atoms, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool))]
         assert budget.automatic_batch(data) == batch
 
 

@@ -16,6 +16,7 @@ import torch
 from equimol.training.checkpoint import Checkpoints, TrainingInterrupted, read_checkpoint
 from equimol.training.config import load_config
 from equimol.training.fit import fit
+from equimol.training.folder import only_writer
 
 
 def run(overrides: list[str], *more: str) -> Path:
@@ -47,7 +48,8 @@ def _assert_equal(a, b, where: str) -> None:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "log.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key not in ("seconds", "step_seconds", "waiting")} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def finished(clusters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_in_its_folder_and_nothing_else(finished: Path):
     names = {"config.yaml", "data.txt", "summary.json", "log.csv", "last.ckpt", "best.ckpt", "model.equimol", "errors.json", "errors.txt"}
-    names |= {"report.html", "predictions_train.npz", "predictions_valid.npz", "predictions_test.npz"}
+    names |= {"report.html", "predictions_train.npz", "predictions_valid.npz", "predictions_test.npz", ".lock"}
     assert set(os.listdir(finished)) == names
 
 
@@ -279,26 +281,117 @@ def test_a_run_fits_its_time(quick: list[str]):
     assert 20 < time.monotonic() - start < 36
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [1, 4])
-def test_a_killed_run_with_workers_continues_to_identical_weights(quick: list[str], tmp_path: Path, after: int):
-    length = ["steps=400", "validate_every=40", "checkpoint_every=23"]
-    undisturbed = run(quick, *length, f"out={tmp_path / 'undisturbed'}")
-    overrides = [*quick, *length, "workers=2"]
-    code = "import sys; from equimol.training import config, fit; fit.fit(config.load_config(None, sys.argv[1:]))"
-    last, seen = tmp_path / "run" / "last.ckpt", set()
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *overrides], stdout=subprocess.DEVNULL)
+KILLED = """
+import os, random, signal, sys, time
+from equimol.training import config, fit, report
+
+report.write_report = lambda folder: (folder / "report.html").write_text("")  # drawing takes longer than the run
+
+def begin(*more):
+    process = os.fork()
+    if process == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        fit.fit(config.load_config(None, [*sys.argv[4:], *more]))
+        os._exit(0)
+    return process
+
+folder, kills, chance = sys.argv[1], int(sys.argv[2]), random.Random(int(sys.argv[3]))
+started = time.monotonic()
+undisturbed = begin(f"out={folder}/undisturbed", "workers=0")
+while not os.path.exists(f"{folder}/undisturbed/last.ckpt"):
+    time.sleep(0.01)
+ready = time.monotonic() - started
+assert os.waitpid(undisturbed, 0)[1] == 0
+steps = time.monotonic() - started - ready
+for _ in range(kills):
+    process = begin(f"out={folder}/run", "resume=auto")
+    time.sleep(chance.uniform(0.3 * ready, ready + 0.6 * steps / kills))
+    os.kill(process, signal.SIGKILL)
+    print(os.WTERMSIG(os.waitpid(process, 0)[1]), flush=True)
+assert os.waitpid(begin(f"out={folder}/run", "resume=auto"), 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize(("kills", "steps"), [(2, 60), pytest.param(10, 300, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_with_identical_weights(quick: list[str], tmp_path: Path, kills: int, steps: int):
+    """Also where the undisturbed run assembles its batches in another number of processes."""
+    length = [f"steps={steps}", "validate_every=10", "checkpoint_every=7", "workers=1"]
+    given = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(kills), "7", *quick, *length]
+    told = subprocess.run(given, capture_output=True, text=True, check=True).stdout
+    assert told.split() == [str(int(signal.SIGKILL))] * kills, "a run ended before it was killed"
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "run")
+    assert rows(tmp_path / "undisturbed") == rows(tmp_path / "run")
+
+
+def test_a_second_run_into_the_same_folder_is_refused_until_the_first_one_is_gone(tmp_path: Path):
+    code = "import sys, time; from pathlib import Path; from equimol.training.folder import only_writer\n"
+    code += "with only_writer(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE)
     try:
-        while len(seen) <= after:
-            assert process.poll() is None, "the run ended before it was killed"
-            if last.exists():
-                seen.add(last.stat().st_mtime_ns)
-            time.sleep(0.002)
-        time.sleep(0.05)
+        assert first.stdout.readline() == b"mine\n"
+        with (
+            pytest.raises(ValueError, match=r"run is being written by another run .*choose another folder with out="),
+            only_writer(tmp_path / "run"),
+        ):
+            pass
     finally:
-        process.kill()
-        process.wait()
-    assert read_checkpoint(last)["global_step"] < 400
-    resumed = run(overrides, "resume=true")
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    with only_writer(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("setting", ["accumulate=2", "schedule=wsd", "stage_two={start: 0.5, energy: 10, forces: 0}"])
+def test_runs_with_these_settings_resume_to_the_same_weights_too(quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str):
+    length = ["steps=9", "validate_every=4", "checkpoint_every=3", setting, "ema=0"]
+    undisturbed = run(quick, *length, f"out={tmp_path / 'undisturbed'}")
+    original = Checkpoints.on_train_batch_start
+
+    def interrupt(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_start", interrupt)
+    with pytest.raises(TrainingInterrupted, match="stopped by SIGTERM after step 6; continue with: equimol train --resume"):
+        run(quick, *length)
+    monkeypatch.undo()
+    resumed = run(quick, *length, "resume=true", "workers=1")
     assert_same_end(undisturbed, resumed)
     assert rows(undisturbed) == rows(resumed)
+
+
+def test_two_batches_make_the_step_of_a_large_one(quick: list[str], tmp_path: Path):
+    """All structures have as many atoms, so that the mean over two batches is the mean over all."""
+    length = ["steps=6", "precision=float64", "valid=4", "test=4"]
+    large = run(quick, *length, "batch=8", f"out={tmp_path / 'large'}")
+    small = run(quick, *length, "batch=4", "accumulate=2")
+    a, b = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (large, small))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_the_second_stage_changes_the_loss_and_what_is_best(quick: list[str]):
+    folder = run(quick, "steps=8", "validate_every=2", "stage_two={start: 0.5, energy: 1000, forces: 0}", "learning_rate=1e-5")
+    log = rows(folder)
+    valid = [float(row["valid_loss"]) for row in log]
+    assert float(log[0]["loss"]) == pytest.approx(float(log[0]["loss_energy"]) + 10 * float(log[0]["loss_forces"]), rel=1e-4)
+    assert float(log[-1]["loss"]) == pytest.approx(1000 * float(log[-1]["loss_energy"]), rel=1e-4)
+    assert valid[-1] > valid[0] and read_checkpoint(folder / "best.ckpt")["step"] >= 4
+
+
+def test_log_to_names_what_is_to_be_installed(quick: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("equimol.training.progress.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="log_to=wandb needs the package wandb: pip install wandb"):
+        run(quick, "steps=1", "log_to=[wandb]")
+
+
+def test_rows_reach_tensorboard(quick: list[str]):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(quick, "steps=4", "validate_every=2", "log_to=[tensorboard]")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("valid_loss")] == [2, 4]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows(folder)], rel=1e-6)

@@ -7,6 +7,7 @@ from torch_geometric.data import Batch
 
 from equimol.data.frame import Frame
 from equimol.data.graph import AtomicGraph
+from equimol.data.statistics import FrameSums
 from equimol.training.loss import loss_terms, resolve_weights
 
 
@@ -66,11 +67,11 @@ def test_mae_takes_the_lengths_of_errors_of_forces():
 
 def test_stress_is_on_by_itself_where_there_are_labels():
     weights = {"energy": 1.0, "forces": 10.0, "stress": "auto"}
-    assert resolve_weights(weights, [frame(2, energy=1.0, forces=True)]) == {"energy": 1.0, "forces": 10.0, "stress": 0.0}
-    with_stress = resolve_weights(weights, [frame(4, energy=1.0, stress=True)])
+    assert resolve_weights(weights, FrameSums.of([frame(2, energy=1.0, forces=True)])) == {"energy": 1.0, "forces": 10.0, "stress": 0.0}
+    with_stress = resolve_weights(weights, FrameSums.of([frame(4, energy=1.0, stress=True)]))
     assert with_stress == {"energy": 1.0, "forces": 0.0, "stress": pytest.approx((1000 / 4) ** 2)}
 
 
 def test_nothing_to_train_on_is_an_error_that_says_how_to_name_keys():
     with pytest.raises(ValueError, match=r"nothing to train on.*keys\.energy"):
-        resolve_weights({"energy": 1.0, "forces": 10.0}, [frame(2)])
+        resolve_weights({"energy": 1.0, "forces": 10.0}, FrameSums.of([frame(2)]))

@@ -59,6 +59,26 @@ def test_atoms_without_a_force_do_not_count_in_the_cosine(generator):
     assert "forces_cosine" not in still.result() and still.result()["forces_mae_mev_per_angstrom"] > 0
 
 
+def test_structures_count_as_right_with_an_energy_and_every_free_force_within_the_thresholds(generator):
+    def share(energy: float, force: float, held: bool = False, labelled: bool = True) -> float | None:
+        (_, graph, _) = graphs(generator)
+        prediction = {"energy": graph.energy + energy, "forces": graph.forces.clone()}
+        prediction["forces"][3, 1] -= force
+        graph.forces_present[3] = not held
+        graph.energy_present[:] = labelled
+        sums = ErrorSums()
+        sums.update(prediction, graph)
+        return sums.result().get("within_threshold_percent")
+
+    assert share(0.019, 0.029) == 100 and share(-0.021, 0.0) == 0 and share(0.0, 0.031) == 0
+    assert share(0.0, 1.0, held=True) == 100 and share(0.0, 0.0, labelled=False) is None
+    batch = Batch.from_data_list(graphs(generator))
+    sums = ErrorSums()
+    sums.update({"energy": batch.energy + torch.tensor([0.0, 0.5, 0.0]), "forces": batch.forces}, batch)
+    assert sums.result()["within_threshold_percent"] == pytest.approx(200 / 3)
+    assert "within threshold" in error_table({"test": sums.result()}) and "66.67" in error_table({"test": sums.result()})
+
+
 def test_the_weighted_error_is_the_loss_of_the_same_errors(generator):
     from equimol.training.loss import loss_terms
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from equimol.training.config import load_config
-from equimol.training.module import TrainingModule, make_optimizer, rate_factor
+from equimol.training.module import SCHEDULES, TrainingModule, make_optimizer, rate_factor
 
 
 def test_the_average_forgets_the_initial_weights_and_follows_the_last_tenth_of_a_short_run():
@@ -33,13 +33,16 @@ def test_the_average_stays_in_evaluation_mode_and_learns_nothing():
     assert not any(p.requires_grad for p in module.averaged.parameters())
 
 
-def test_the_rate_rises_to_one_and_falls_to_nothing():
-    factors = [rate_factor(step, total=1000, warmup=100) for step in range(1000)]
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("exponential", 0.01), ("wsd", 0.0)])
+def test_the_rate_rises_to_one_and_falls_as_the_schedule_says(schedule, end):
+    shape = SCHEDULES[schedule]
+    factors = [rate_factor(step, 1000, 100, shape) for step in range(1000)]
     assert factors[0] == pytest.approx(0.01) and max(factors) == 1.0
     assert factors.index(1.0) in (99, 100)
     assert factors[100:] == sorted(factors[100:], reverse=True)
-    assert factors[-1] < 1e-5
-    assert all(rate_factor(step, total, 100) <= 1 for total in (1, 2, 5) for step in range(total + 1))
+    assert factors[-1] == pytest.approx(end, abs=0.006)
+    assert factors.count(1.0) == (721 if schedule == "wsd" else 1 + (factors[99] == 1.0))
+    assert all(rate_factor(step, total, 100, shape) <= 1 for total in (1, 2, 5) for step in range(total + 1))
 
 
 def test_only_matrices_decay():
