@@ -44,8 +44,8 @@ from equimol.tensor_products.bracket_grid import BracketGrid
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
 from equimol.tensor_products.complete_grid import CompleteGrid
 from equimol.tensor_products.gaunt_grid import GauntGrid
-from equimol.tensor_products.symmetric_contraction import SymmetricContraction
 from equimol.tensor_products.so2 import SO2GauntConvolution, SO2MixedConvolution
+from equimol.tensor_products.symmetric_contraction import SymmetricContraction
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
 MODES = ("forward", "second derivative")
