@@ -213,11 +213,11 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
         for which in GRIDS
         for l in degrees
     }
-    rows = measure_models(quick, only)
+    append_rows(RESULTS, measure_models(quick, only))
     for name, (make, *arguments) in {"tiles": (tile,), **cases}.items():
         if only not in name:
             continue
-        begin = time.perf_counter()
+        begin, rows = time.perf_counter(), []
         calls, inputs = make(*arguments)
         for mode in MODES:
             constants = (3,) if make is tile else ()
@@ -232,8 +232,8 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
                 row |= {"share_of_bandwidth": round(moved / median / limit, 3) if mode == "forward" else ""}
                 rows.append(row | describe_surroundings(torch.float32))
                 print(row, flush=True)
+        append_rows(RESULTS, rows)
         print(f"{name}: {time.perf_counter() - begin:.0f} s")
-    append_rows(RESULTS, rows)
 
 
 def memory(edges: list[int]) -> None:
