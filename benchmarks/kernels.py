@@ -213,7 +213,8 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
         for which in GRIDS
         for l in degrees
     }
-    append_rows(RESULTS, measure_models(quick, only))
+    if models := measure_models(quick, only):
+        append_rows(RESULTS, models)
     for name, (make, *arguments) in {"tiles": (tile,), **cases}.items():
         if only not in name:
             continue
