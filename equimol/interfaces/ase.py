@@ -47,7 +47,7 @@ class EquiMolCalculator(Calculator):
         super().__init__()
         if not skin >= 0:
             raise ValueError(f"skin must be zero or more (Å), got {skin}; 0.5 suits molecular dynamics")
-        self.model = _own_copy(model_or_path, device, dtype, data_set)
+        self.model = own_copy(model_or_path, device, dtype, data_set)
         if "stress" not in self.model.outputs:
             self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
         self.skin = float(skin)
@@ -92,11 +92,12 @@ class EquiMolCalculator(Calculator):
         inputs = {name: value for name, value in read_inputs(atoms).items() if name in self.model.inputs}
         key = (atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes(), tuple(inputs.items()))
         if self._neighbors is None or not self._neighbors.serves(key, positions):
-            self._check(atoms)
+            self.check(atoms)
             self._neighbors = SkinList(key, positions, atoms.numbers, atoms.cell.array, atoms.pbc, inputs, self.model, self.skin)
         return self._neighbors.graph(positions)
 
-    def _check(self, atoms: Atoms) -> None:
+    def check(self, atoms: Atoms) -> None:
+        """Raises ValueError for a structure that the model has no answer for: no atoms, unknown elements, no cell where it is periodic."""
         if len(atoms) == 0:
             raise ValueError("there must be at least one atom, got none; check how the structure was read")
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.model.elements))
@@ -169,7 +170,8 @@ def read_inputs(atoms: Atoms) -> dict[str, float]:
     return found
 
 
-def _own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any, data_set: str | None) -> Potential:
+def own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any, data_set: str | None) -> Potential:
+    """A frozen copy of a model, or that of a file, for a simulator: what happens to the one given does not reach it."""
     if isinstance(model_or_path, (str, Path)):
         model = load(model_or_path, device=find_device(device or "auto"), dtype=dtype)
     elif isinstance(model_or_path, Potential):
