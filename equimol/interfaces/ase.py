@@ -16,7 +16,7 @@ from equimol.data.graph import AtomicGraph
 from equimol.data.labels import KEYS
 from equimol.data.properties import INPUTS
 from equimol.models import find_device, for_data_set
-from equimol.models.base import Potential
+from equimol.models.base import ConservativePotential, Potential
 from equimol.models.file import as_dtype, load
 from equimol.models.fingerprint import device_of
 
@@ -83,6 +83,16 @@ class EquiMolCalculator(Calculator):
             stress = _numpy(out["stress"]).reshape(3, 3)
             if np.isfinite(stress).all():
                 self.results["stress"] = stress[_VOIGT]
+
+    def get_hessian(self, atoms: Atoms) -> np.ndarray:
+        """Second derivatives of the energy [3 atoms, 3 atoms], eV/Å², by differentiation; needs dtype="float64".
+
+        Raises:
+            ValueError: the model is not in float64, or its forces are no derivatives of the energy.
+        """
+        if not isinstance(self.model, ConservativePotential):
+            raise ValueError("a Hessian needs forces that are derivatives of the energy, and those of this model are not")
+        return _numpy(self.model.hessian(self._graph(atoms)))
 
     def _graph(self, atoms: Atoms) -> AtomicGraph:
         positions = atoms.positions

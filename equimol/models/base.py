@@ -137,6 +137,29 @@ class ConservativePotential(Potential):
             )
         return energies, slope
 
+    def hessian(self, graph: AtomicGraph) -> Float[Tensor, "coordinates coordinates"]:
+        """Second derivatives of the energy of one structure, eV/Å², rows and columns atom by atom, x y z: a derivative for each coordinate.
+
+        Exact to the last digits in float64 alone, which is why other models are refused with ValueError, as are several structures.
+        """
+        if self.dtype != torch.float64 or len(graph.cell) != 1:
+            raise ValueError(f"a Hessian needs a model in float64 and one structure, got {self.dtype} and {len(graph.cell)}")
+        self.check_elements(graph.numbers)
+        atoms, others = len(graph.numbers), (graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system)
+        with torch.enable_grad():
+            displacements = graph.displacements().detach().requires_grad_()
+            energies, _ = self.atomic_energies(displacements, *others)
+            (slope,) = torch.autograd.grad(energies.sum(), displacements, create_graph=True, allow_unused=True, materialize_grads=True)
+            gradient = (scatter_sum(slope, graph.senders, atoms) - scatter_sum(slope, graph.receivers, atoms)).flatten()
+            rows = []
+            for one in gradient:
+                if not one.requires_grad:  # atoms that nothing reaches
+                    rows.append(torch.zeros_like(gradient))
+                    continue
+                (found,) = torch.autograd.grad(one, displacements, retain_graph=True)
+                rows.append((scatter_sum(found, graph.senders, atoms) - scatter_sum(found, graph.receivers, atoms)).flatten())
+        return torch.stack(rows).detach()
+
     def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("forces are derivatives, which torch.inference_mode() forbids; use torch.no_grad() or nothing")

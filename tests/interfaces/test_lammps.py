@@ -59,7 +59,7 @@ def run(folder, atoms, ranks=1, elements="H O", before="", after="run 0", units=
     write_lammps_data(folder / "in.data", atoms, specorder=["H", "O"], masses=True, atom_style="atomic")
     (folder / "in.lmp").write_text(
         f"units {units}\natom_style atomic\nboundary {' '.join('p' if p else 'm' for p in atoms.pbc)}\nread_data in.data\n"
-        f"plugin load equimolplugin.so\npair_style equimol\npair_coeff * * m.pt2 {elements}\n{before}\n"
+        f"plugin load {folder}/equimolplugin.so\npair_style equimol\npair_coeff * * m.pt2 {elements}\n{before}\n"
         "compute each all pe/atom\nthermo_style custom step pe pxx pyy pzz pyz pxz pxy\nthermo_modify norm no format float %.17g\n"
         "dump 1 all custom 1 out.dump id fx fy fz c_each\ndump_modify 1 sort id format float %.17g\n" + after + "\n"
     )

