@@ -168,7 +168,7 @@ ENGINES: dict[str, tuple[Callable[..., Numbers], str]] = {
 
 def compare(engine: str, name: str, folder: Path) -> dict[str, str]:
     """A row of the table."""
-    run, package = ENGINES[engine]
+    run, _ = ENGINES[engine]
     model, atoms = build(name), water()
     file = equimol.save(model, folder / "model.equimol")
     energy, forces, stress = asking(EquiMolCalculator(file), atoms)

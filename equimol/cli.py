@@ -387,7 +387,9 @@ def _lammps(options: argparse.Namespace) -> None:
     from equimol.interfaces.lammps.build import build_plugin
 
     plugin = build_plugin(options.out)
-    print(f"in the input of LAMMPS:\n  plugin load {plugin}\n  pair_style equimol\n  pair_coeff * * MODEL.pt2 H O  # elements of atom types")
+    print(
+        f"in the input of LAMMPS:\n  plugin load {plugin}\n  pair_style equimol\n  pair_coeff * * MODEL.pt2 H O  # elements of atom types"
+    )
 
 
 # --- info ------------------------------------------------------------------------------------------------------------------------

@@ -170,7 +170,9 @@ def trace_package(model: ConservativePotential, structure: OpenStructure, sizes:
 
 def _check_model(model: Potential) -> None:
     if not isinstance(model, ConservativePotential):
-        raise ExportError("a package needs forces that are derivatives of the energy, and those of this model are not; train a conservative one")
+        raise ExportError(
+            "a package needs forces that are derivatives of the energy, and those of this model are not; train a conservative one"
+        )
     if model.inputs:
         raise ExportError(
             f"a package has no inputs beside the structure, this model needs {', '.join(model.inputs)}; "
@@ -180,9 +182,7 @@ def _check_model(model: Potential) -> None:
 
 def _examples(model: ConservativePotential) -> list[AtomicGraph]:
     """Clusters and a crystal with all elements, and last a crystal four times as large."""
-    made = [
-        tuple(np.array(s[name]) for name in ("positions", "numbers", "cell", "pbc")) for s in fingerprint_structures(model.elements)
-    ]
+    made = [tuple(np.array(s[name]) for name in ("positions", "numbers", "cell", "pbc")) for s in fingerprint_structures(model.elements)]
     positions, numbers, cell, pbc = made[-1]
     images = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]) @ cell
     positions = (positions + images[:, None]).reshape(-1, 3)

@@ -50,7 +50,7 @@ class EquiMolModel(ModelInterface):
         self._compute_forces = bool(wanted)
 
     def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
-        """Energy [systems], forces [atoms, 3], stress [systems, 3, 3]; stress is zero where there is no volume, as torch-sim wants numbers."""
+        """Energy [systems], forces [atoms, 3], stress [systems, 3, 3]; stress is zero without a volume: torch-sim wants numbers."""
         if isinstance(state, dict):
             from torch_sim.state import SimState
 

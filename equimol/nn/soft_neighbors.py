@@ -98,7 +98,12 @@ class SoftNeighbors(NamedTuple):
             enough = counts.max().clamp(max=self.neighbors + self.spare - 1)
         both = counted & counted[reverse] & (distances < self.cutoff)
         here = torch.where(both, at, 0)
-        found = {"nearest": nearest, "candidates": nearest, "kept": everything, "ranks": torch.stack([here, torch.where(both, at[reverse], 0)])}
+        found = {
+            "nearest": nearest,
+            "candidates": nearest,
+            "kept": everything,
+            "ranks": torch.stack([here, torch.where(both, at[reverse], 0)]),
+        }
         return found, both & (self.ranks(distances, found) < 1), enough.clamp(min=self.neighbors)
 
     def ranks(self, distances: Float[Tensor, " edges"], indices: dict[str, Tensor]) -> Float[Tensor, " kept"]:

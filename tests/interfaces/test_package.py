@@ -36,7 +36,9 @@ def graphs(model):
     return [AtomicGraph.build(**structure, cutoff=model.cutoff) for structure in example_structures(model.elements)]
 
 
-@pytest.mark.parametrize(("name", "more"), [("dpa3", {}), ("dpa3", {"nearest": 6, "angle_nearest": 3}), ("escaip", {}), ("escaip", {"smooth": False})])
+@pytest.mark.parametrize(
+    ("name", "more"), [("dpa3", {}), ("dpa3", {"nearest": 6, "angle_nearest": 3}), ("escaip", {}), ("escaip", {"smooth": False})]
+)
 def test_indices_of_given_sizes_give_the_same(name, more):
     model = small(name, **more)
     for graph in graphs(model)[:3]:
