@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from equimol.interfaces.ase import EquiMolCalculator
 
 try:
     from ipi.pes._ase import ASEDriver
+    from ipi.utils.units import unit_to_internal
 except ImportError as error:
     raise ImportError("i-PI is not installed here; get it with: pip install 'equimol[ipi]'") from error
 
@@ -37,5 +40,17 @@ class EquiMolDriver(ASEDriver):
     def check_parameters(self) -> None:
         super().check_parameters()
         self.ase_calculator = EquiMolCalculator(**self.settings)
-        if not self.template_ase.pbc.any() or "stress" not in self.ase_calculator.model.outputs:
-            self.capabilities = [name for name in self.capabilities if name != "stress"]
+        self.ase_calculator.check(self.template_ase)
+
+    def compute_structure(self, cell: np.ndarray, pos: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, str]:
+        """Energy, forces, virial (zero without a stress) and nothing more, in the units of i-PI; vectors of its cells are columns."""
+        atoms = self.template_ase.copy()
+        cell, atoms.positions = self.convert_units(cell, pos)
+        if atoms.pbc.any():
+            atoms.cell = cell
+        atoms.calc = self.ase_calculator
+        energy, forces, virial = atoms.get_potential_energy(), atoms.get_forces(), np.zeros((3, 3))
+        if "stress" in atoms.calc.results:
+            virial = -atoms.get_volume() * atoms.get_stress(voigt=False)
+        energy, virial = (unit_to_internal("energy", "electronvolt", x) for x in (energy, virial))
+        return float(energy), unit_to_internal("force", "ev/ang", forces), virial, ""
