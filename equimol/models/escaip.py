@@ -139,8 +139,8 @@ class EScAIP(ConfiguredPotential):
         super().__init__()
         self.config, self.elements = config, config.elements
         self.graph = soft_neighbors(config)
-        # ranks at the sender depend on its own neighbours: one more edge than there are layers
-        self.cutoff, self.hops = self.graph.reach, config.layers + 1
+        # orders of a sender depend on its neighbours, and these on theirs by their ranks: two more edges than there are layers
+        self.cutoff, self.hops = self.graph.reach, config.layers + 2
         self.backbone = Backbone(config, edges=False)
         self.energy = Output(config, 1)
 
@@ -179,7 +179,7 @@ class EScAIPDirect(Configured, DirectPotential):
         super().__init__()
         self.config, self.elements = config, config.elements
         self.graph = soft_neighbors(config)
-        self.cutoff, self.hops = self.graph.reach, config.layers + 1
+        self.cutoff, self.hops = self.graph.reach, config.layers + 2
         self.backbone = Backbone(config, edges=True)
         self.energy_norm = RMSNorm(config.width)
         self.energy = Output(config, 1)
