@@ -2,7 +2,7 @@
 # From an empty folder to 1,000 steps of LAMMPS with a model that is trained here: sh lammps.sh [FOLDER] [EQUIMOL]
 #
 # EQUIMOL is what pip installs, a folder with a clone or the name of the package. Needs Python 3.11 or newer and g++, and takes about
-# half of its time for compiling the model. MINUTES and STEPS shorten it.
+# half of its time for compiling the model. TIME=20s and STEPS=100 before it shorten it.
 set -e
 folder=${1:-equimol-lammps} equimol=${2:-equimol}
 mkdir -p "$folder"
@@ -27,7 +27,7 @@ print(f"data: {DATA}")
 with open("data.txt", "w") as file:
     file.write(str(DATA))
 END
-[ -f run/model.equimol ] || env/bin/python -m equimol train "$(cat data.txt)" --time "${MINUTES:-1}m" preset=nano zbl=false out=run
+[ -f run/model.equimol ] || env/bin/python -m equimol train "$(cat data.txt)" --time "${TIME:-1m}" preset=nano zbl=false out=run
 env/bin/python -m equimol export run/model.equimol model.pt2
 env/bin/python -m equimol lammps build
 cat > in.lmp <<END

@@ -185,6 +185,7 @@ def test_build_model_takes_the_reach_of_pairs_by_their_symbols():
 def test_information_travels_as_many_edges_as_the_model_says(name, more):
     """No farther, or LAMMPS would have too few ghosts; and so far, or it would have too many. In a chain, where an edge is one atom."""
     torch.manual_seed(0)
+    more = {"neighbors": 3} if name == "escaip" else {}
     model = build_model(name, elements=[1, 8], cutoff=3.0, zbl=False, **more).double().eval()
     where = np.arange(24)
     positions = np.stack([2.5 * where, 0.1 * np.sin(where), 0.1 * np.cos(3.0 * where)], 1)
