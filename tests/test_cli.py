@@ -405,3 +405,11 @@ def test_data_says_what_is_missing(data_path, capsys):
     assert "a packed file ends in .eqpack" in error_of(capsys, "data", "pack", data_path, "out.xyz")
     assert "--units are written name=value, such as energy=hartree" in error_of(capsys, "data", "check", data_path, "--units", "hartree")
     assert "unknown unit 'stone'" in error_of(capsys, "data", "check", data_path, "--units", "energy=stone")
+
+
+def test_export_and_the_plugin_say_what_is_missing(model_path, capsys, monkeypatch):
+    assert "a package ends in .pt2, got 'm.pt'" in error_of(capsys, "export", model_path, "m.pt")
+    assert "there is no model file nothing.equimol" in error_of(capsys, "export", "nothing.equimol", "m.pt2")
+    assert "leave data_set out" in error_of(capsys, "export", model_path, "m.pt2", "--data-set", "water")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "there is no C++ compiler no-such-compiler" in error_of(capsys, "lammps", "build")

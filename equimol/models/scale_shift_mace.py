@@ -148,7 +148,7 @@ class ScaleShiftMACE(ConfiguredPotential):
         energies = sum(readout(x) for readout, x in zip(self.readouts, scalars[-len(self.readouts) :], strict=True))
         energies = energies.gather(1, head[:, None])[:, 0]
         if self.config.repulsion:
-            energies = energies + scatter_sum(self.repulsion(distances, self.elements, *pairs), receivers, len(numbers))
+            energies = energies + scatter_sum(self.repulsion(distances, self.elements, *pairs), receivers, numbers.shape[0])
         return energies * gather(self.scale, head), torch.cat(scalars, -1)
 
 
@@ -337,7 +337,7 @@ class Layer(nn.Module):
         convolution = self.convolution.by_table if isinstance(weights, InTable) else self.convolution
         # A_i = sum_j R(r_ij) Y(r_ij) (x) h_j, Batatia 2022, eq. 8-9
         sums = self.linear_sums(convolution(self.linear_up(features), harmonics, senders, receivers, *given))
-        sums = sums / (1 + scatter_sum(densities, receivers, len(features)) if self.density else self.average_neighbors)
+        sums = sums / (1 + scatter_sum(densities, receivers, features.shape[0]) if self.density else self.average_neighbors)
         if self.mixing is not None:
             sums = self.mixing(sums, species)
         new = self.linear_out(self.product(sums, self.product_weights, species))  # B_i, eq. 10-11

@@ -68,6 +68,9 @@ class ZBL(ConfiguredPotential):
         reach = self._reach(squares)[graph.numbers[graph.senders], graph.numbers[graph.receivers]]
         return {"near": torch.nonzero((squares < reach * reach) | uniform)[:, 0]}
 
+    def indices_within(self, edges, sizes):
+        return {"near": torch.arange(edges.senders.shape[0], device=edges.senders.device)}, []
+
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         near = indices["near"]
         i, j = receivers[near], senders[near]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Groups = Sequence[Sequence[int | torch.SymInt]]  # [n, m]: n atoms with m slots each, one after the other; symbols while being traced
@@ -49,6 +49,29 @@ def slot_indices(
     size, many = torch.unique_consecutive(sizes, return_counts=True)
     slots = {"edge": edge, "receiver": receiver, "sender": sender, "first": first}
     return slots | {"order": order, "place": torch.argsort(order), "groups": torch.stack([many, size], 1)}
+
+
+def slots_within(
+    senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], taken: Bool[Tensor, " edges"], atoms: int, size: int, own: bool
+) -> tuple[dict[str, Tensor], Int[Tensor, ""]]:
+    """`slot_indices` as one group of ``size`` slots for each atom, by operations whose sizes are given, and the size that is needed.
+
+    Of the edges those that are ``taken`` get a slot, as long as there are any; ``slot`` [edges] is atoms * size for the others.
+    """
+    one = taken.to(receivers.dtype)
+    counts = torch.zeros(atoms, dtype=one.dtype, device=one.device).scatter_add(0, receivers, one)
+    before = torch.cumsum(counts, 0) - counts
+    rank = torch.cumsum(one, 0) - one - before[receivers] + int(own)
+    nowhere = atoms * size
+    slot = torch.where(taken & (rank < size), receivers * size + rank, nowhere)
+    numbers = torch.arange(senders.shape[0], device=senders.device) + 1
+    edge = numbers.new_zeros(nowhere + 1).scatter(0, slot, numbers)[:nowhere].reshape(atoms, size)
+    empty = torch.cat([torch.full_like(edge[:, :1], not own), torch.ones_like(edge[:, 1:])], 1) > 0
+    edge = torch.where((edge == 0) & empty, senders.shape[0] + 1, edge)
+    mine = torch.arange(atoms, device=senders.device)
+    sender = torch.cat([mine.unsqueeze(1).expand(atoms, size).flatten(), mine[:1]]).scatter(0, slot, senders)[:nowhere]
+    found = {"edge": edge, "sender": sender, "order": mine, "place": mine.clone(), "slot": slot}
+    return found, counts.max() + int(own)
 
 
 def _fewer(sizes: list[int], many: list[int], group_cost: float) -> list[int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Layout, format_irreps, split_blocks
 from equimol.ops import gather
+from equimol.ops.kernels import is_traced
 from equimol.ops.linear import linear
 
 
@@ -63,6 +64,11 @@ class ElementLinear(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "atoms dim_in"], species: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms dim_out"]:
+        if is_traced():  # how many atoms there are of each element is no size of a program: a matrix for each atom
+            parts, weights = split_blocks(x, self.in_layout), (gather(w, species) / w.shape[1] ** 0.5 for w in self.weights)
+            pairs = ((block, self._pairs.get(n)) for n, block in enumerate(self.out_layout))
+            out = [x.new_zeros(x.shape[0], b.dim) if i is None else torch.bmm(parts[i], next(weights)).flatten(1) for b, i in pairs]
+            return torch.cat(out, -1)
         order = torch.argsort(species, stable=True)
         counts = torch.bincount(species, minlength=self.num_elements).tolist()
         parts, weights, out = split_blocks(gather(x, order), self.in_layout), iter(self.weights), []

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from equimol.ops.function import Function
@@ -71,6 +71,40 @@ class SoftNeighbors(NamedTuple):
         }
         inside = self.ranks(distances, found) < 1
         return found | {"kept": kept[inside], "ranks": found["ranks"][:, inside]}
+
+    def indices_within(
+        self, distances: Float[Tensor, " edges"], receivers: Int[Tensor, " edges"], reverse: Int[Tensor, " edges"], atoms: int, size: int
+    ) -> tuple[dict[str, Tensor], Bool[Tensor, " edges"], Int[Tensor, ""]]:
+        """:meth:`indices` by operations whose sizes are given: ``size`` atoms around each, ``neighbors`` of them or more.
+
+        Also which edges have a weight, as all of them are kept, and how many atoms would have been enough.
+        """
+        edges = distances.shape[0]
+        ones = torch.ones_like(receivers)
+        counts = ones.new_zeros(atoms).scatter_add(0, receivers, ones)
+        order = torch.argsort(distances, stable=True)
+        order = order[torch.argsort(receivers[order], stable=True)]
+        everything = torch.arange(edges, device=order.device)
+        place = torch.empty_like(order).scatter(0, order, everything - (torch.cumsum(counts, 0) - counts)[receivers])
+        counted = place < (size if self.smooth else self.neighbors + self.spare - 1)
+        at = torch.where(counted, receivers * size + place, atoms * size)  # in `nearest`
+        nearest = at.new_full((atoms * size + 1,), edges).scatter(0, at, everything)[: atoms * size].reshape(atoms, size)
+        if self.smooth:
+            padded = torch.cat([distances, distances.new_full((1,), math.inf)])
+            limit = (padded[nearest[:, self.neighbors - 1]] + math.pi * self.width).clamp(max=self.cutoff)
+            seen = (distances < limit[receivers] + math.pi * self.width).to(ones.dtype)
+            enough = counts.new_zeros(atoms).scatter_add(0, receivers, seen).max()
+        else:
+            enough = counts.max().clamp(max=self.neighbors + self.spare - 1)
+        both = counted & counted[reverse] & (distances < self.cutoff)
+        here = torch.where(both, at, 0)
+        found = {
+            "nearest": nearest,
+            "candidates": nearest,
+            "kept": everything,
+            "ranks": torch.stack([here, torch.where(both, at[reverse], 0)]),
+        }
+        return found, both & (self.ranks(distances, found) < 1), enough.clamp(min=self.neighbors)
 
     def ranks(self, distances: Float[Tensor, " edges"], indices: dict[str, Tensor]) -> Float[Tensor, " kept"]:
         """A soft maximum of distance / cutoff and of the edge's ranks among the neighbours of its two atoms / ``neighbors``.

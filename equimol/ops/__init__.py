@@ -1,6 +1,7 @@
 """Numerical primitives: each has a plain torch definition, differentiable to any order."""
 
 from equimol.ops.convolution import CoupledSum, PathRows, TabulatedSum, coupled_sum, plain_coupled_sum, tabulated_sum
+from equimol.ops.coupled_blocks import coupled_sum_by_blocks
 from equimol.ops.dense import dense
 from equimol.ops.filters import filtered_sum
 from equimol.ops.frames import Entry, FramedSum, Rows, framed_sum, plain_framed_sum
@@ -22,6 +23,7 @@ __all__ = [
     "TabulatedSum",
     "Term",
     "coupled_sum",
+    "coupled_sum_by_blocks",
     "dense",
     "filtered_sum",
     "framed_sum",

@@ -241,8 +241,8 @@ class EdgeConvolution(nn.Module, ABC):
         require_trailing("harmonics", harmonics, ((self.lmax_edge + 1) ** 2,), f"harmonics up to degree {self.lmax_edge}")
         require_trailing("weights", weights, (self.num_weights, self.channels), "num_weights weights for each channel of each edge")
         edges = {"harmonics": harmonics, "senders": senders, "receivers": receivers, "weights": weights}
-        if len({len(v) for v in edges.values()}) > 1:
-            sizes = ", ".join(f"{name} {len(v)}" for name, v in edges.items())
+        if any(v.shape[0] != senders.shape[0] for v in edges.values()):  # len() would make sizes of a traced program constant
+            sizes = ", ".join(f"{name} {v.shape[0]}" for name, v in edges.items())
             raise ValueError(f"harmonics, senders, receivers and weights must have one row per edge, got {sizes}; pass one graph's edges")
 
 

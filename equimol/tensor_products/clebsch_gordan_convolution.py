@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equimol.o3 import Block, Layout, coupling_paths, natural_layout, split_blocks, wigner_3j
 from equimol.o3.tables import Table
-from equimol.ops import CoupledSum, PathRows, Slots, TabulatedSum, coupled_sum, gather, plain_coupled_sum, tabulated_sum
+from equimol.ops import CoupledSum, PathRows, Slots, TabulatedSum, coupled_sum, coupled_sum_by_blocks, gather, tabulated_sum
 from equimol.ops.kernels import has_operator, is_traced
 from equimol.tensor_products.base import EdgeConvolution
 
@@ -56,9 +56,9 @@ class ClebschGordanConvolution(EdgeConvolution):
         weights: Float[Tensor, "edges num_weights channels"],
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
-        atoms, channels = len(features), self.channels
+        atoms, channels = features.shape[0], self.channels
         if is_traced() or has_operator("convolution", features):
-            rows, sum_up = features.unflatten(-1, (-1, channels)), plain_coupled_sum if is_traced() else coupled_sum
+            rows, sum_up = features.unflatten(-1, (-1, channels)), coupled_sum_by_blocks if is_traced() else coupled_sum
             return sum_up(self._form, rows, harmonics, weights, senders, receivers).flatten(1)
         slots = Slots(receivers, atoms)
         neighbours = split_blocks(gather(features, slots.index(senders)), self.in_layout)  # [slots, 2*l1+1, channels] each

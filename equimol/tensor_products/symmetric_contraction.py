@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from equimol.o3 import Layout, layout_dim, lmax_of, wigner_3j
 from equimol.o3.tables import Table
 from equimol.ops import dense, gather, has_polynomials, polynomials
+from equimol.ops.kernels import is_traced
 from equimol.tensor_products.base import ManyBodyProduct, require_natural
 
 
@@ -75,6 +76,11 @@ class SymmetricContraction(ManyBodyProduct):
             if not terms:
                 return x.new_zeros(0, layout_dim(self.out))
             return polynomials(self._terms, x.unflatten(1, (-1, self.channels)), torch.stack(terms), kinds).flatten(1)
+        if is_traced():  # how many atoms there are of each element is no size of a program: all as each, of which one counts
+            everything = dense(x.unflatten(1, (-1, self.channels)).permute(1, 2, 0))
+            each = self._coefficients(weights, list(range(self.num_elements)), with_zeros=True)
+            parts = [(species == element)[:, None, None] * self._contract(everything, d) for element, d in enumerate(each)]
+            return sum(parts[1:], parts[0]).flatten(1)
         order = torch.argsort(species, stable=True)
         counts = torch.bincount(species, minlength=self.num_elements).tolist()
         present = [element for element, count in enumerate(counts) if count]

@@ -177,3 +177,21 @@ def test_build_model_takes_the_reach_of_pairs_by_their_symbols():
     model = build_model("mace", elements=[1, 8], zbl={"H-O": 1.4})
     assert build(model.description()).description() == model.description()
     assert model.description()["members"][1]["config"]["reach"] == ((1, 8, 1.4),)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("mace", {}), ("scale_shift_mace", {}), ("nequip", {}), ("dpa3", {}), ("escaip", {"neighbors": 3})]
+)
+def test_information_travels_as_many_edges_as_the_model_says(name, more):
+    """No farther, or LAMMPS would have too few ghosts; and so far, or it would have too many. In a chain, where an edge is one atom."""
+    torch.manual_seed(0)
+    more = {"neighbors": 3} if name == "escaip" else {}
+    model = build_model(name, elements=[1, 8], cutoff=3.0, zbl=False, **more).double().eval()
+    where = np.arange(24)
+    positions = np.stack([2.5 * where, 0.1 * np.sin(where), 0.1 * np.cos(3.0 * where)], 1)
+    g = AtomicGraph.build(positions, np.where(where % 3 == 0, 8, 1), None, False, model.cutoff)
+    displacements = g.displacements().requires_grad_()
+    energies, _ = model.atomic_energies(displacements, g.numbers, g.senders, g.receivers, model.indices(g), g.system)
+    (slope,) = torch.autograd.grad(energies[0], displacements)
+    used = slope.abs().amax(1) > 0
+    assert int(g.receivers[used].max()) == model.hops - 1

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from equimol.o3 import layout_dim, natural_layout
-from equimol.ops import coupled_sum
+from equimol.ops import coupled_sum, coupled_sum_by_blocks, plain_coupled_sum
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
 
 
@@ -116,3 +116,18 @@ def test_rows_that_are_not_in_the_table(random):
         by_table(convolution, tensors, table, first_rows, senders, receivers)
     with pytest.raises(ValueError, match="table must be a constant"):
         by_table(convolution, tensors, table.requires_grad_(), first_rows, senders, receivers)
+
+
+@pytest.mark.parametrize("couplings", ["even", "all"])
+@pytest.mark.parametrize(("lmax", "lmax_edge", "edges"), [(0, 3, 23), (1, 2, 23), (2, 2, 1), (2, 3, 0)])
+def test_blocks_give_the_numbers_of_the_plain_form(random, couplings, lmax, lmax_edge, edges):
+    form = ClebschGordanConvolution(natural_layout(lmax, 3), lmax_edge, 2, couplings=couplings)._form
+    x, y, w = random(5, form.rows, 3), random(edges, form.harmonics), random(edges, len(form.paths), 3)
+    senders, receivers = (torch.randint(0, 4, (edges,), generator=torch.Generator().manual_seed(n)) for n in range(2))
+    found = []
+    for sum_up in (plain_coupled_sum, coupled_sum_by_blocks):
+        tensors = [tensor.clone().requires_grad_() for tensor in (x, y, w)]
+        result = sum_up(form, *tensors, senders, receivers)
+        found.append([result, *torch.autograd.grad(result.sin().sum(), tensors)])
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
