@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
                 rows[engine, name] = compare(engine, name, folder)
                 print(*(f"{key} {value}" for key, value in rows[engine, name].items() if value), sep=", ", flush=True)
                 with options.csv.open("w", newline="") as file:
-                    table = csv.DictWriter(file, COLUMNS)
+                    table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                     table.writeheader()
                     table.writerows(rows[key] for key in sorted(rows))
 
