@@ -13,16 +13,17 @@ from ase.data import covalent_radii
 
 from equimol.cli import main
 from equimol.convert import ConversionError, read_archive
-from equimol.convert.mace import _modules, _tensors, config_of, model_of, read_mace
+from equimol.convert.mace import Gains, _modules, _tensors, config_of, model_of, read_mace
 from equimol.data.graph import AtomicGraph
 from equimol.models import core, for_data_set, load, save
-from equimol.models.scale_shift_mace import AGNESI, NUCLEI, SCREENING, SOFT, ScaleShiftMACEConfig
+from equimol.models.scale_shift_mace import NUCLEI, SCREENING, ScaleShiftMACEConfig
+from equimol.models.scale_shift_mace_edges import AGNESI, SOFT
 from equimol.o3 import wigner_3j
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "mace_torch.json").read_text())
-SILU_GAIN = 1.6791767923989418  # of e3nn 0.4.4
-TOLERANCES = {"energies": 1e-10, "forces": 1e-9, "stress": 1e-10}  # eV, eV/Å, eV/Å³
+GAINS = Gains(silu=1.6791767923989418, sigmoid=1.8467055342154763)  # of e3nn 0.4.4
+TOLERANCES = {"energies": 1e-10, "energy": 1e-10, "forces": 1e-9, "stress": 1e-10}  # eV, eV/Å, eV/Å³
 
 
 def formula(name: str, shape: list[int]) -> torch.Tensor:
@@ -87,12 +88,13 @@ def settings_of(name: str) -> ScaleShiftMACEConfig:
 def published_model(name: str):
     config = settings_of(name)
     heads = GOLDEN["heads"] if config.data_sets else ["Default"]
-    return model_of(config, published_weights(name), heads, list(range(len(heads))), SILU_GAIN)
+    return model_of(config, published_weights(name), heads, list(range(len(heads))), GAINS)
 
 
 def graph_of(model, result: dict) -> AtomicGraph:
-    structure, given = GOLDEN["structures"][result["structure"]], {}
-    if model.inputs:
+    structure = GOLDEN["structures"][result["structure"]]
+    given = {name: structure[name] for name in model.inputs if name != "data_set"}
+    if "data_set" in model.inputs:
         given["data_set"] = GOLDEN["heads"].index(result["head"])
     return AtomicGraph.build(structure["positions"], structure["numbers"], structure["cell"], structure["pbc"], model.cutoff, **given)
 
@@ -215,7 +217,7 @@ def test_damaged_polynomials_are_refused():
     name = "products.0.symmetric_contractions.contractions.1.U_matrix_2"
     weights[name] = weights[name] + 0.01 * torch.linspace(0, 1, weights[name].numel(), dtype=torch.float64).view_as(weights[name])
     with pytest.raises(ConversionError, match="U_matrix_2 must be of equivariant polynomials"):
-        model_of(settings_of("vectors"), weights, ["Default"], [0], SILU_GAIN)
+        model_of(settings_of("vectors"), weights, ["Default"], [0], GAINS)
 
 
 def test_constants_are_those_of_the_file(file_of):

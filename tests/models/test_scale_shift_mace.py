@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from equimol.data.graph import AtomicGraph
-from equimol.models import build_model, core, for_data_set, scale_shift_mace
+from equimol.models import build_model, core, for_data_set, scale_shift_mace_edges
 from equimol.models.scale_shift_mace import PRESETS, ScaleShiftMACE, ScaleShiftMACEConfig
 from equimol.testing import assert_is_potential, example_structures
 
@@ -54,10 +54,10 @@ def test_tables_of_pairs_stay_few(monkeypatch):
     ]
     wanted = [frozen(graph)["forces"] for graph in graphs]
     assert frozen.edges._tables.keys() == {(0, 1), (2, 2), (1, 2)}
-    monkeypatch.setattr(scale_shift_mace, "KEPT", 0)
+    monkeypatch.setattr(scale_shift_mace_edges, "KEPT", 0)
     for graph, forces in zip(graphs, wanted, strict=True):
         assert few(graph)["forces"].equal(forces) and len(few.edges._tables) == 1
-    monkeypatch.setattr(scale_shift_mace, "PAIRS", 0)  # networks
+    monkeypatch.setattr(scale_shift_mace_edges, "PAIRS", 0)  # networks
     few.edges._tables.clear()
     assert torch.allclose(few(graphs[0])["forces"], wanted[0], atol=1e-5) and not few.edges._tables
 
@@ -95,7 +95,7 @@ def test_each_head_has_readouts_a_scale_and_references_of_its_own():
 
 def test_bad_settings_say_the_rule():
     for settings, message in (
-        ({"first_layer": "nonlinear"}, "first_layer must be one of plain, residual, density, density_residual, got 'nonlinear'"),
+        ({"first_layer": "linear"}, "first_layer must be one of plain, residual, density, density_residual, nonlinear, got 'linear'"),
         ({"distance_transform": "Agnesi"}, "distance_transform must be one of none, agnesi, soft, got 'Agnesi'"),
         ({"correlation": (2, 2, 2)}, r"correlation must be at least 1, one for all or for each of 2 layers, got \(2, 2, 2\)"),
         ({"lmax_hidden": 4}, r"lmax_hidden must be between 0 and lmax_edge \(2\), got 4"),
