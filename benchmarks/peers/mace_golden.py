@@ -205,6 +205,12 @@ def evaluate(model: torch.nn.Module, forces: bool = True) -> list[dict]:
     return results
 
 
+@torch.no_grad()
+def set_weights(model: torch.nn.Module) -> None:
+    for key, value in model.named_parameters():
+        value.copy_(fill(key, tuple(value.shape)))
+
+
 def train(model: torch.nn.Module, steps: int = 40) -> None:
     """To energies of a pair potential, so that weights are no longer those it began with."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -227,9 +233,7 @@ def main(folder: Path) -> None:
         others |= {"use_agnostic_product": True} if name == "one_product_for_all_elements" else {}
         model = build(settings, plain=name == "without_scale", **others)
         shapes = {key: list(value.shape) for key, value in model.named_parameters()}
-        with torch.no_grad():
-            for key, value in model.named_parameters():
-                value.copy_(fill(key, tuple(value.shape)))
+        set_weights(model)
         results = evaluate(model, forces=settings["radial"] != "chebyshev")
         print(name)
         variants[name] = {"settings": settings, "shapes": shapes, "results": results}
@@ -245,7 +249,6 @@ def main(folder: Path) -> None:
     model = build(BASE | change, keep_last_layer_irreps=True).float()
     write(folder / "mace_heads.model.xz", model)
     files["mace_heads"] = evaluate(model.double())
-    torch.manual_seed(2)
     change = {
         "data_sets": 2, "first_layer": "nonlinear", "other_layers": "nonlinear", "envelope_on": "weights", "last_readout": "biased",
         "message_channels": 1, "channels": 2, "radial_widths": [4], "correlation": 3, "spins": [0, 2], "charges": [-2, 3],
@@ -254,7 +257,7 @@ def main(folder: Path) -> None:
     gate = model.interactions[0].equivariant_nonlin  # e3nn's, as in files older than mace-torch 0.3.16
     parts = gate.irreps_scalars, [torch.nn.functional.silu], gate.irreps_gates, [torch.nn.functional.sigmoid] * 2, gate.irreps_gated
     model.interactions[0].equivariant_nonlin = Gate(*parts)
-    train(model)
+    set_weights(model)
     write(folder / "mace_nonlinear.model.xz", model)
     files["mace_nonlinear"] = evaluate(model)
 

@@ -404,6 +404,8 @@ def _embedded_systems(modules: Mapping[str, Record]) -> dict[str, tuple[int, int
     if "joint_embedding" not in modules:
         return found
     _known(modules["joint_embedding"], {"GenericJointEmbedding": None}, "joint_embedding")
+    if "embedding_readout" in modules:
+        _known(modules["embedding_readout"], {"LinearReadoutBlock": None}, "embedding_readout")
     for name, of_name in modules["joint_embedding"].specs.items():
         if name not in EMBEDDINGS:
             raise ConversionError(f"embedding_specs must be of {' or '.join(EMBEDDINGS)}, got {name}, which structures do not have here")

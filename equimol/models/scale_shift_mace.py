@@ -48,7 +48,7 @@ class ScaleShiftMACEConfig:
     radial_basis: int = 8
     radial_widths: tuple[int, ...] = (64, 64, 64)
     envelope_order: int = 5
-    envelope_on: str = "basis"  # or "weights": what is multiplied by the envelope
+    envelope_on: str = "basis"  # or "weights": what has the envelope; of non-linear layers the latter, else energies jump at the cutoff
     distance_transform: str = "none"  # or "agnesi", "soft"
     readouts: str = "all"  # or "last": layers that energies are read from
     readout_width: int = 16
