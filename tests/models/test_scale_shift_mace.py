@@ -104,6 +104,17 @@ def test_nonlinear_layers_tell_senders_from_receivers():
     assert frozen.edges._tables.keys() == {(0, 2), (2, 0)}
 
 
+def test_forces_train_every_weight_of_nonlinear_layers():
+    model = model_of(first_layer="nonlinear", other_layers="nonlinear", envelope_on="weights", last_readout="biased", spins=(0, 2)).train()
+    graph = AtomicGraph.build(**example_structures(model.elements)[0], cutoff=model.cutoff, spin=1)
+    for layer in model.layers:
+        layer.divisor.data[1] = 0.5  # which begins at zero, where densities do nothing
+    model(graph)["forces"].square().sum().backward()
+    blind = {"readouts.0.last_bias", "readouts.1.last_bias"}  # a constant energy has no force
+    for name, parameter in model.named_parameters():
+        assert name in blind or (parameter.grad is not None and bool(parameter.grad.abs().max() > 0)), name
+
+
 def test_charge_and_spin_are_felt_by_energies_and_forces():
     model = model_of(charges=(-1, 2), spins=(0, 3), embedding_readout=True)
     structure = example_structures(model.elements)[0]
