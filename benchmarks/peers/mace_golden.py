@@ -1,4 +1,4 @@
-"""Energies, forces and stress of mace-torch with weights from a formula, and two model files: the golden numbers of tests/convert.
+"""Energies, forces and stress of mace-torch with weights from a formula, and three model files: the golden numbers of tests/convert.
 
     PEER/bin/python -W ignore benchmarks/peers/mace_golden.py tests/convert
 
@@ -17,15 +17,17 @@ import mace  # before e3nn, which PyTorch would not let load its constants
 import numpy as np
 import torch
 from e3nn import o3
+from e3nn.nn import Gate
 from mace import modules
-from mace.data import AtomicData, config_from_atoms
+from mace.data import AtomicData, KeySpecification, config_from_atoms
 from mace.tools import AtomicNumberTable, torch_geometric
 
 BASE = {
     "elements": [1, 6, 8], "cutoff": 4.5, "channels": 4, "lmax_hidden": 1, "lmax_edge": 2, "correlation": 2, "layers": 2,
     "first_layer": "residual", "other_layers": "residual", "average_neighbors": 1.5, "radial": "bessel", "radial_basis": 5,
     "radial_widths": [8, 8], "envelope_order": 5, "envelope_on": "basis", "distance_transform": "none", "readouts": "all",
-    "readout_width": 3, "repulsion": False, "data_sets": 0,
+    "readout_width": 3, "last_readout": "perceptron", "repulsion": False, "message_channels": None, "lmax_message": None,
+    "charges": None, "spins": None, "embedding_readout": False, "data_sets": 0,
 }  # fmt: skip
 VARIANTS = {  # what differs from the above, in EquiMol's words
     "scalars": {"lmax_hidden": 0, "correlation": 1},
@@ -50,13 +52,43 @@ VARIANTS = {  # what differs from the above, in EquiMol's words
     "last_readout": {"readouts": "last"},
     "envelope_on_weights": {"envelope_on": "weights", "other_layers": "density_residual"},
     "without_scale": {},
+    "nonlinear": {"first_layer": "nonlinear", "other_layers": "nonlinear", "envelope_on": "weights"},
+    "nonlinear_two_heads": {
+        "first_layer": "nonlinear",
+        "other_layers": "nonlinear",
+        "envelope_on": "weights",
+        "data_sets": 2,
+        "last_readout": "biased",
+        "distance_transform": "agnesi",
+        "repulsion": True,
+        "correlation": 3,
+        "lmax_edge": 3,
+        "message_channels": 3,
+    },
+    "nonlinear_last": {"first_layer": "density_residual", "other_layers": "nonlinear", "lmax_hidden": 2, "lmax_message": 1, "layers": 3},
+    "nonlinear_degrees_that_features_lack": {
+        "first_layer": "nonlinear",
+        "other_layers": "nonlinear",
+        "message_channels": [4, 2],
+        "last_readout": "biased",
+    },
+    "nonlinear_scalars": {"first_layer": "nonlinear", "other_layers": "residual", "lmax_hidden": 0, "lmax_edge": 1},
+    "one_product_for_all_elements": {"first_layer": "nonlinear", "other_layers": "nonlinear", "envelope_on": "weights"},
+    "messages_of_fewer_channels": {"message_channels": 2, "lmax_hidden": 2, "other_layers": "density_residual"},
+    "charge_and_spin": {"charges": [-2, 3], "spins": [0, 3], "embedding_readout": True, "data_sets": 2},
+    "spin": {"spins": [0, 2], "first_layer": "nonlinear", "other_layers": "nonlinear", "envelope_on": "weights"},
+}
+IRREPS = {  # what features are sent as where it does not follow from the above
+    "nonlinear_degrees_that_features_lack": "2x0e+2x1o+2x2e+2x3o",
 }
 BLOCKS = {
     "plain": "RealAgnosticInteractionBlock",
     "residual": "RealAgnosticResidualInteractionBlock",
     "density": "RealAgnosticDensityInteractionBlock",
     "density_residual": "RealAgnosticDensityResidualInteractionBlock",
+    "nonlinear": "RealAgnosticResidualNonLinearInteractionBlock",
 }
+KEYS = KeySpecification(info_keys={"total_charge": "total_charge", "total_spin": "total_spin"})
 HEADS = ["first", "second"]
 ENERGIES = [[-13.5, -1029.25, -2042.5], [-13.0, -1030.0, -2041.0]]  # eV, by head and element
 SCALES, SHIFTS = [1.25, 0.75], [0.125, -0.25]
@@ -79,13 +111,26 @@ def structures() -> list[dict]:
         {"positions": corners[:5] * 1.1 + 0.1 * rng.normal(size=(5, 3)), "numbers": [8, 1, 1, 6, 1], "cell": None, "pbc": [False] * 3},
         {"positions": corners * 2.2 + 0.15 * rng.normal(size=(8, 3)), "numbers": [8, 1, 6, 1, 8, 6, 1, 1], "cell": cell, "pbc": [True] * 3},
     ]
+    found[0] |= {"charge": 3, "spin": 2}
+    found[1] |= {"charge": -1, "spin": 1}
     return [{**s, "positions": s["positions"].round(6).tolist()} for s in found]
 
 
-def build(settings: dict, plain: bool = False, **others) -> torch.nn.Module:
+def build(settings: dict, plain: bool = False, sent: o3.Irreps | None = None, **others) -> torch.nn.Module:
     """mace-torch's model by EquiMol's settings."""
     s, several = settings, settings["data_sets"] > 0
     irreps = "+".join(f"{s['channels']}x{l}{'eo'[l % 2]}" for l in range(s["lmax_hidden"] + 1))
+    embedded = {
+        theirs: {
+            "type": "categorical",
+            "per": "graph",
+            "num_classes": s[ours][1] - s[ours][0] + 1,
+            "offset": -s[ours][0],
+            "emb_dim": 2 + len(ours),
+        }
+        for theirs, ours in (("total_spin", "spins"), ("total_charge", "charges"))
+        if s[ours]
+    }
     scale = (
         {} if plain else {"atomic_inter_scale": SCALES if several else SCALES[0], "atomic_inter_shift": SHIFTS if several else SHIFTS[0]}
     )
@@ -111,15 +156,32 @@ def build(settings: dict, plain: bool = False, **others) -> torch.nn.Module:
         pair_repulsion=s["repulsion"],
         apply_cutoff=s["envelope_on"] == "basis",
         use_last_readout_only=s["readouts"] == "last",
+        readout_cls={"perceptron": modules.NonLinearReadoutBlock, "biased": modules.readout_classes["NonLinearBiasReadoutBlock"]}[
+            s["last_readout"]
+        ],
+        edge_irreps=sent_as(s) if sent is None else sent,
+        use_edge_irreps_first=isinstance(s["message_channels"], int),
+        embedding_specs=embedded or None,
+        use_embedding_readout=s["embedding_readout"],
         heads=HEADS if several else ["Default"],
         **scale,
         **others,
     )
 
 
+def sent_as(settings: dict) -> o3.Irreps | None:
+    """Irreps of the features of layers after the first on their way to neighbours, where they are others."""
+    channels, lmax = settings["message_channels"], settings["lmax_message"]
+    if channels is None and lmax is None:
+        return None
+    channels = settings["channels"] if channels is None else channels if isinstance(channels, int) else channels[-1]
+    return o3.Irreps("+".join(f"{channels}x{l}{'eo'[l % 2]}" for l in range((settings["lmax_hidden"] if lmax is None else lmax) + 1)))
+
+
 def batch_of(model: torch.nn.Module, structure: dict, head: str) -> dict:
     atoms = ase.Atoms(structure["numbers"], structure["positions"], cell=structure["cell"], pbc=structure["pbc"])
-    config = config_from_atoms(atoms, head_name=head)
+    atoms.info |= {"total_charge": structure["charge"], "total_spin": structure["spin"]}
+    config = config_from_atoms(atoms, KEYS, head_name=head)
     table = AtomicNumberTable(model.atomic_numbers.tolist())
     data = AtomicData.from_config(config, z_table=table, cutoff=float(model.r_max), heads=model.heads)
     return next(iter(torch_geometric.dataloader.DataLoader([data], batch_size=1))).to_dict()
@@ -132,12 +194,21 @@ def evaluate(model: torch.nn.Module, forces: bool = True) -> list[dict]:
         for head in model.heads:
             out = model(batch_of(model, structure, head), compute_stress=structure["cell"] is not None)
             result = {"structure": number, "head": head, "energies": out["node_energy"].detach().tolist()}
+            if hasattr(model, "embedding_readout"):  # whose energies mace-torch counts with no atom
+                del result["energies"]
+                result["energy"] = float(out["energy"].detach())
             if forces:
                 result["forces"] = out["forces"].detach().tolist()
             if forces and structure["cell"] is not None:
                 result["stress"] = out["stress"].detach()[0].tolist()
             results.append(result)
     return results
+
+
+@torch.no_grad()
+def set_weights(model: torch.nn.Module) -> None:
+    for key, value in model.named_parameters():
+        value.copy_(fill(key, tuple(value.shape)))
 
 
 def train(model: torch.nn.Module, steps: int = 40) -> None:
@@ -158,13 +229,13 @@ def main(folder: Path) -> None:
     variants, files = {}, {}
     for name, change in VARIANTS.items():
         settings = BASE | change
-        model = build(settings, plain=name == "without_scale")
+        others = {"sent": o3.Irreps(IRREPS[name])} if name in IRREPS else {}
+        others |= {"use_agnostic_product": True} if name == "one_product_for_all_elements" else {}
+        model = build(settings, plain=name == "without_scale", **others)
         shapes = {key: list(value.shape) for key, value in model.named_parameters()}
-        with torch.no_grad():
-            for key, value in model.named_parameters():
-                value.copy_(fill(key, tuple(value.shape)))
+        set_weights(model)
         results = evaluate(model, forces=settings["radial"] != "chebyshev")
-        print(name, sum(results[-1]["energies"]))
+        print(name)
         variants[name] = {"settings": settings, "shapes": shapes, "results": results}
 
     torch.manual_seed(0)
@@ -178,6 +249,17 @@ def main(folder: Path) -> None:
     model = build(BASE | change, keep_last_layer_irreps=True).float()
     write(folder / "mace_heads.model.xz", model)
     files["mace_heads"] = evaluate(model.double())
+    change = {
+        "data_sets": 2, "first_layer": "nonlinear", "other_layers": "nonlinear", "envelope_on": "weights", "last_readout": "biased",
+        "message_channels": 1, "channels": 2, "radial_widths": [4], "correlation": 3, "spins": [0, 2], "charges": [-2, 3],
+    }  # fmt: skip
+    model = build(BASE | change, sent=o3.Irreps("1x0e+1x1o+1x2e"))
+    gate = model.interactions[0].equivariant_nonlin  # e3nn's, as in files older than mace-torch 0.3.16
+    parts = gate.irreps_scalars, [torch.nn.functional.silu], gate.irreps_gates, [torch.nn.functional.sigmoid] * 2, gate.irreps_gated
+    model.interactions[0].equivariant_nonlin = Gate(*parts)
+    set_weights(model)
+    write(folder / "mace_nonlinear.model.xz", model)
+    files["mace_nonlinear"] = evaluate(model)
 
     golden = {"mace": mace.__version__, "heads": HEADS, "energies": ENERGIES, "scales": SCALES, "shifts": SHIFTS}
     golden |= {"structures": structures(), "variants": variants, "files": files}

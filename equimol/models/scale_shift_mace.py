@@ -1,17 +1,14 @@
 """MACE as mace-torch 0.3.16 has it (`MACE`, `ScaleShiftMACE`): for its weights, and to train the same architecture several times faster.
 
-`mace` is our own form, whose products can be exchanged. This one has all that published models differ in: four kinds of layers, radial
-functions, transformed distances, repulsion of nuclei, several heads. Their products are in a minimal basis here, in which published weights
-are written when they are read.
+`mace` is our own form, whose products can be exchanged. This one has all that published models differ in: five kinds of layers, functions
+of edges (`scale_shift_mace_edges`), repulsion of nuclei, several heads, charge and spin. Its products are in a minimal basis, in which
+published weights are written when they are read.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from ase.data import covalent_radii
@@ -19,20 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
-from equimol.models.base import ConfiguredPotential, data_set_indices
+from equimol.models.base import ConfiguredPotential, data_set_indices, whole_numbers
+from equimol.models.scale_shift_mace_edges import EdgeFunctions, InTable
 from equimol.nn import DegreeLinear, ElementLinear, ScalarMLP, polynomial_envelope
-from equimol.nn.cubic_table import cubic_table, cubic_weights, look_up
-from equimol.o3 import Layout, natural_layout, spherical_harmonics
+from equimol.o3 import Block, Layout, natural_layout, spherical_harmonics, split_blocks
 from equimol.ops import gather, scatter_sum
-from equimol.ops.kernels import has_kernel
 from equimol.tensor_products import ClebschGordanConvolution, SymmetricContraction
 
-KNOTS = 513  # of tables over the distance, where splines are as exact as float32
-PAIRS = 21  # of species, that of six elements: for more, tables of transformed distances would outgrow what they save
-KEPT = 4  # times as many are kept of structures before
-LAYERS = ("plain", "residual", "density", "density_residual")
-AGNESI = (0.9183, 4.5791, 1.0805)  # q, p, a of the transform
-SOFT = 4.0  # steepness of the transform
+LAYERS = ("plain", "residual", "density", "density_residual", "nonlinear")
+SIGMOID_GAIN = 1.8462285453386054  # 1 / sqrt(E[sigmoid(z)^2]), z standard normal
 NUCLEI = (0.300, 0.4543)  # exponent and prefactor of the screening length
 COULOMB, BOHR = 14.3996, 0.529  # eV Å and Å, with the digits of mace-torch
 SCREENING = ((0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4028), (0.02817, 0.2016))
@@ -56,11 +48,17 @@ class ScaleShiftMACEConfig:
     radial_basis: int = 8
     radial_widths: tuple[int, ...] = (64, 64, 64)
     envelope_order: int = 5
-    envelope_on: str = "basis"  # or "weights": what is multiplied by the envelope
+    envelope_on: str = "basis"  # or "weights": what has the envelope; of non-linear layers the latter, else energies jump at the cutoff
     distance_transform: str = "none"  # or "agnesi", "soft"
     readouts: str = "all"  # or "last": layers that energies are read from
     readout_width: int = 16
+    last_readout: str = "perceptron"  # or "biased": with two hidden layers, and biases from the second on
     repulsion: bool = False  # of nuclei; counted with the energies of the network, and scaled as they are
+    message_channels: int | tuple[int, ...] | None = None  # of what is sent to neighbours, in all layers or in each; None: channels
+    lmax_message: int | None = None  # largest degree of it; None: lmax_hidden
+    charges: tuple[int, int] | None = None  # smallest and largest charge of a structure, e, that there is an embedding for; None: not asked
+    spins: tuple[int, int] | None = None  # the same of multiplicities 2S+1
+    embedding_readout: bool = False  # energies from elements, charge and spin alone, too, which are not scaled
     data_sets: int = 0  # heads, each with readouts of its own; 0: one that nobody needs to name
     data_set: int | None = None  # which one the model is for; None: every structure says to which it belongs
 
@@ -76,6 +74,7 @@ class ScaleShiftMACEConfig:
             "envelope_on": ("basis", "weights"),
             "distance_transform": ("none", "agnesi", "soft"),
             "readouts": ("all", "last"),
+            "last_readout": ("perceptron", "biased"),
         }
         for field, words in choices.items():
             if getattr(self, field) not in words:
@@ -86,12 +85,41 @@ class ScaleShiftMACEConfig:
         if len(orders) != self.layers or min(orders) < 1:
             raise ValueError(f"correlation must be at least 1, one for all or for each of {self.layers} layers, got {self.correlation}")
         object.__setattr__(self, "correlation", orders)
+        sent = self.channels if self.message_channels is None else self.message_channels
+        sent = (sent,) * self.layers if isinstance(sent, int) else tuple(int(n) for n in sent)
+        if len(sent) != self.layers or min(sent) < 1:
+            raise ValueError(
+                f"message_channels must be positive, one for all or for each of {self.layers} layers, got {self.message_channels}"
+            )
+        object.__setattr__(self, "message_channels", sent)
+        if self.lmax_message is None:
+            object.__setattr__(self, "lmax_message", self.lmax_hidden)
+        if not 0 <= self.lmax_message <= self.lmax_hidden:
+            raise ValueError(f"lmax_message must be between 0 and lmax_hidden ({self.lmax_hidden}), got {self.lmax_message}")
+        for field in ("charges", "spins"):
+            if getattr(self, field) is not None:
+                low, high = (int(n) for n in getattr(self, field))
+                if low > high:
+                    raise ValueError(f"{field} must be the smallest and the largest, got {getattr(self, field)}")
+                object.__setattr__(self, field, (low, high))
+        if self.embedding_readout and not (self.charges or self.spins):
+            raise ValueError("embedding_readout needs charges or spins: energies of elements alone are among the references")
         object.__setattr__(self, "radial_widths", tuple(int(n) for n in self.radial_widths))
         object.__setattr__(self, "elements", tuple(sorted(int(z) for z in self.elements)))
         if not self.elements or not all(0 < z < 119 for z in self.elements):
             raise ValueError(f"elements must be atomic numbers 1..118, at least one, got {self.elements}")
         if self.data_set is not None and not 0 <= self.data_set < self.data_sets:
             raise ValueError(f"data_set must be one of the {self.data_sets} data sets, from 0, got {self.data_set}")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of each layer, one of LAYERS."""
+        return self.first_layer, *(self.other_layers,) * (self.layers - 1)
+
+    @property
+    def system_inputs(self) -> dict[str, tuple[int, int]]:
+        """What is embedded of a whole structure, with the smallest and the largest that there is."""
+        return {name: ends for name, ends in (("charge", self.charges), ("spin", self.spins)) if ends is not None}
 
 
 PRESETS: dict[str, dict] = {
@@ -110,37 +138,51 @@ class ScaleShiftMACE(ConfiguredPotential):
     def __init__(self, config: ScaleShiftMACEConfig) -> None:
         super().__init__()
         self.config, self.cutoff, self.hops, self.elements = config, config.cutoff, config.layers, config.elements
-        self.inputs = ("data_set",) * (config.data_sets > 0 and config.data_set is None)
+        self.inputs = (*config.system_inputs, *("data_set",) * (config.data_sets > 0 and config.data_set is None))
         table = torch.full((119,), -1)
         table[list(config.elements)] = torch.arange(len(config.elements))
         self.register_buffer("species_of", table, persistent=False)
         self.embedding = nn.Parameter(torch.randn(len(config.elements), config.channels))
+        sizes = {name: high - low + 1 for name, (low, high) in config.system_inputs.items()}
+        self.system_embeddings = nn.ParameterDict({name: torch.randn(size, config.channels) for name, size in sizes.items()})
         between = natural_layout(config.lmax_hidden, config.channels)
         hidden = [natural_layout(0, config.channels), *[between] * (config.layers - 1), natural_layout(0, config.channels)]
-        kinds = [config.first_layer, *[config.other_layers] * (config.layers - 1)]
-        parts = zip(kinds, config.correlation, pairwise(hidden), strict=True)
-        self.layers = nn.ModuleList(Layer(config, kind, order, *layouts) for kind, order, layouts in parts)
-        self.edges = EdgeFunctions(config, [(layer.convolution.num_weights, layer.density) for layer in self.layers])
+        self.layers = nn.ModuleList()
+        for n, (kind, (before, after)) in enumerate(zip(config.kinds, pairwise(hidden), strict=True)):
+            message = natural_layout(min(config.lmax_message, before[-1].l), config.message_channels[n])
+            parts = config, config.correlation[n], before, message, after
+            self.layers.append(NonLinearLayer(*parts) if kind == "nonlinear" else Layer(kind, *parts))
+        self.edges = EdgeFunctions(config, [(layer.convolution.num_weights, layer.convolution.channels) for layer in self.layers])
         heads = max(1, config.data_sets)
         read = config.layers if config.readouts == "all" else 1
         self.readouts = nn.ModuleList(Readout(heads, config.channels) for _ in range(read - 1))
-        self.readouts.append(Readout(heads, config.channels, *[config.readout_width] * (config.layers > 1)))
+        if config.layers > 1 and config.last_readout == "biased":
+            self.readouts.append(BiasedReadout(heads, config.channels, config.readout_width))
+        else:
+            self.readouts.append(Readout(heads, config.channels, *[config.readout_width] * (config.layers > 1)))
+        if config.embedding_readout:
+            self.embedding_readout = Readout(heads, config.channels)
         if config.repulsion:
             self.repulsion = Repulsion(config)
         self.register_buffer("scale", torch.ones(heads))
 
     def indices(self, graph: AtomicGraph, uniform: bool = False) -> dict[str, Tensor]:
-        return data_set_indices(self.config, graph)
+        given = {name: whole_numbers(graph, name, low, high + 1) - low for name, (low, high) in self.config.system_inputs.items()}
+        return given | data_set_indices(self.config, graph)
 
     def atomic_energies(self, displacements, numbers, senders, receivers, indices, system):
         species = self.species_of[numbers]
-        head = indices["data_set"][system] if indices else torch.zeros_like(species)
+        head = indices["data_set"][system] if "data_set" in indices else torch.zeros_like(species)
         vectors = -displacements.to(self.dtype)  # published: from the sender to the receiver
         harmonics = spherical_harmonics(vectors, self.config.lmax_edge)  # component-normalised
         distances = vectors.norm(dim=-1)
         pairs = species[senders], species[receivers]
         of_edges = self.edges(distances, *pairs)
         features = gather(self.embedding, species)
+        if self.config.system_inputs:
+            of_systems = sum(gather(table, indices[name]) for name, table in self.system_embeddings.items())
+            features = features + gather(nn.functional.silu(of_systems), system)
+        alone = self.embedding_readout(features).gather(1, head[:, None])[:, 0] if self.config.embedding_readout else 0
         scalars = []
         for layer, (weights, densities) in zip(self.layers, of_edges, strict=True):
             features = layer(features, species, harmonics, weights, densities, senders, receivers)
@@ -149,171 +191,20 @@ class ScaleShiftMACE(ConfiguredPotential):
         energies = energies.gather(1, head[:, None])[:, 0]
         if self.config.repulsion:
             energies = energies + scatter_sum(self.repulsion(distances, self.elements, *pairs), receivers, numbers.shape[0])
-        return energies * gather(self.scale, head), torch.cat(scalars, -1)
-
-
-class OfEdges(NamedTuple):
-    """What the sums of one layer need to know of lengths."""
-
-    weights: Float[Tensor, "edges paths channels"] | InTable
-    densities: Float[Tensor, "edges 1"] | None
-
-
-class InTable(NamedTuple):
-    """Where weights are found: four rows of a table from the first one on, and what of each."""
-
-    table: Float[Tensor, "rows columns"]
-    first_rows: Int[Tensor, " edges"]
-    blend: Float[Tensor, "edges 4"]
-
-
-class EdgeFunctions(nn.Module):
-    """Networks of each layer on radial functions: of the distance alone, or where it is transformed, of the two elements too.
-
-    Args:
-        layers: of each the number of weights for a channel, and whether sums are divided by a density.
-    """
-
-    def __init__(self, config: ScaleShiftMACEConfig, layers: list[tuple[int, bool]]) -> None:
-        super().__init__()
-        self.config, self.radial = config, RadialBasis(config)
-        sizes = (config.radial_basis, *config.radial_widths)
-        self.weights = nn.ModuleList(ScalarMLP(*sizes, paths * config.channels) for paths, _ in layers)
-        self.densities = nn.ModuleList(ScalarMLP(config.radial_basis, 1) if density else None for _, density in layers)
-        self._exact: tuple[EdgeFunctions, ...] = ()  # once frozen, these functions in float64, of which tables are made
-        self._tables: dict[tuple[int, int], list[list[Tensor]]] = {}  # by pair of species, those of each layer
-        self._joined: tuple[list[tuple[int, int]], list[list[Tensor]]] = ([], [])  # of the pairs of the last structure, one below the other
-
-    def freeze(self) -> None:
-        """Look values up in tables over the distance, made at first use. In float64, for which they are not exact, networks are used."""
-        self._exact = (copy.deepcopy(self).double().cpu(),)
-
-    def _apply(self, fn, recurse=True):
-        self._tables, self._joined = {}, ([], [])
-        return super()._apply(fn, recurse)
-
-    def forward(
-        self, distances: Float[Tensor, " edges"], senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"]
-    ) -> list[OfEdges]:
-        """For each layer; of edges between atoms of two species."""
-        if self._exact and distances.dtype != torch.float64:
-            pairs, number = self.pairs(senders, receivers)
-            if len(pairs) <= PAIRS:
-                return self.look_up(distances, pairs, number)
-        return [OfEdges(self._by_path(weights), *(density or [None])) for weights, *density in self.compute(distances, senders, receivers)]
-
-    def pairs(self, senders: Tensor, receivers: Tensor) -> tuple[list[tuple[int, int]], Int[Tensor, " edges"]]:
-        """Which pairs of species there are that functions tell apart, and the number of each edge's among them."""
-        if self.config.distance_transform == "none":
-            return [(0, 0)], torch.zeros_like(senders)
-        count = len(self.config.elements)
-        codes, number = torch.unique(torch.minimum(senders, receivers) * count + torch.maximum(senders, receivers), return_inverse=True)
-        return [divmod(code, count) for code in codes.tolist() or [0]], number  # without edges any will do
-
-    def look_up(self, distances: Tensor, pairs: list[tuple[int, int]], number: Int[Tensor, " edges"]) -> list[OfEdges]:
-        """What `compute` gives, from tables."""
-        inside = distances < self.config.cutoff
-        at = cubic_weights(distances, self.config.cutoff / (KNOTS - 1), KNOTS, distances.dtype).inside(inside)
-        at = at._replace(rows=at.rows + number[:, None] * (KNOTS + 2))  # a table has a row more at either end
-        first, tables = at.rows[:, 0].contiguous(), self.tables(pairs, distances)
-        if has_kernel("convolution", distances) and distances.device.type == "cpu":
-            return [OfEdges(InTable(table, first, at.weights), *([look_up(x, at) for x in more] or [None])) for table, *more in tables]
-        return [OfEdges(self._by_path(look_up(table, at)), *([look_up(x, at) for x in more] or [None])) for table, *more in tables]
-
-    @torch.no_grad()
-    def tables(self, pairs: list[tuple[int, int]], like: Tensor) -> list[list[Float[Tensor, "rows columns"]]]:
-        """Of each layer, those of the pairs one below the other."""
-        distances = torch.linspace(0, self.config.cutoff, KNOTS, dtype=torch.float64)
-        for pair in pairs:
-            if pair not in self._tables:
-                species = (torch.full((KNOTS,), one) for one in pair)
-                self._tables[pair] = [[cubic_table(x).to(like) for x in layer] for layer in self._exact[0].compute(distances, *species)]
-        if len(self._tables) > KEPT * PAIRS:
-            self._tables = {pair: self._tables[pair] for pair in pairs}
-        if self._joined[0] != pairs:
-            layers = zip(*(self._tables[pair] for pair in pairs), strict=True)
-            self._joined = pairs, [[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in layers]
-        return self._joined[1]
-
-    def _by_path(self, weights: Float[Tensor, "edges columns"]) -> Float[Tensor, "edges paths channels"]:
-        return weights.unflatten(1, (-1, self.config.channels))
-
-    def compute(self, distances: Tensor, senders: Tensor, receivers: Tensor) -> list[list[Float[Tensor, "edges _"]]]:
-        """Weights of paths and, of a layer that has them, densities; zero from the cutoff on."""
-        radial, envelope = self.radial(distances, senders, receivers)
-        radial = radial * envelope if self.config.envelope_on == "basis" else radial
-        found = []
-        for network, density in zip(self.weights, self.densities, strict=True):
-            values = [network(radial)] if density is None else [network(radial), torch.tanh(density(radial) ** 2)]
-            found.append(values if self.config.envelope_on == "basis" else [x * envelope for x in values])
-        return found
-
-
-class RadialBasis(nn.Module):
-    """Functions of a distance, which a transform may have measured by the covalent radii of the two atoms, and an envelope."""
-
-    def __init__(self, config: ScaleShiftMACEConfig) -> None:
-        super().__init__()
-        self.config, size = config, config.radial_basis
-        if config.radial == "bessel":  # frequencies
-            self.register_buffer("points", math.pi / config.cutoff * torch.arange(1, size + 1))
-        elif config.radial == "gaussian":  # centres, Å
-            self.register_buffer("points", torch.linspace(0, config.cutoff, size))
-        if config.distance_transform != "none":
-            self.register_buffer("transform", torch.tensor(AGNESI if config.distance_transform == "agnesi" else SOFT))
-            self.register_buffer("radii", torch.as_tensor(covalent_radii[list(config.elements)], dtype=torch.get_default_dtype()))
-
-    def forward(
-        self, distances: Float[Tensor, " edges"], senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"]
-    ) -> tuple[Float[Tensor, "edges radial"], Float[Tensor, "edges 1"]]:
-        """Functions and envelope, of edges between atoms of two species."""
-        config = self.config
-        envelope = polynomial_envelope(distances, config.cutoff, config.envelope_order)[:, None]
-        x = distances
-        if config.distance_transform != "none":
-            both = gather(self.radii, senders) + gather(self.radii, receivers)
-            x = agnesi(x / (0.5 * both), self.transform) if config.distance_transform == "agnesi" else soft(x, both, self.transform)
-        x = x[:, None]
-        if config.radial == "bessel":  # sqrt(2/c) sin(w x) / x, written with sinc, which is smooth at x = 0
-            basis = math.sqrt(2 / config.cutoff) * self.points * torch.sinc(self.points * x / math.pi)
-        elif config.radial == "gaussian":
-            width = config.cutoff / (config.radial_basis - 1)
-            basis = torch.exp(-0.5 * ((x - self.points) / width) ** 2)
-        else:
-            basis = chebyshev(x, config.radial_basis)
-        return basis, envelope
-
-
-def agnesi(x: Float[Tensor, " edges"], parameters: Float[Tensor, "3"]) -> Float[Tensor, " edges"]:
-    """1 / (1 + a x^q / (1 + x^(q - p))): from 1 at contact to 0 far away. J. Chem. Phys. 159, 164101 (2023)."""
-    q, p, a = parameters
-    return 1 / (1 + a * x**q / (1 + x ** (q - p)))
-
-
-def soft(x: Float[Tensor, " edges"], contact: Float[Tensor, " edges"], steepness: Tensor) -> Float[Tensor, " edges"]:
-    """x itself beyond the sum of covalent radii, and near 3/4 of that sum below it."""
-    low, high = 0.75 * contact, 4 / 3 * contact
-    step = 0.5 * (1 + torch.tanh(steepness / (high - low) * (x - 0.5 * (low + high))))
-    return low + (x - low) * step
-
-
-def chebyshev(x: Float[Tensor, "edges 1"], size: int) -> Float[Tensor, "edges size"]:
-    """T_1 to T_size. In mace-torch their slope is missing from the forces; here forces are the derivative of the energy."""
-    values = [torch.ones_like(x), x]
-    while len(values) <= size:
-        values.append(2 * x * values[-1] - values[-2])
-    return torch.cat(values[1 : size + 1], 1)
+        return energies * gather(self.scale, head) + alone, torch.cat(scalars, -1)
 
 
 class Layer(nn.Module):
     """One round: sum over neighbours, powers of the sum, and a residual that knows the element, or a mixing of the sums that does."""
 
-    def __init__(self, config: ScaleShiftMACEConfig, kind: str, correlation: int, hidden_in: Layout, hidden_out: Layout) -> None:
+    def __init__(
+        self, kind: str, config: ScaleShiftMACEConfig, correlation: int, hidden_in: Layout, message: Layout, hidden_out: Layout
+    ) -> None:
         super().__init__()
         channels, elements = config.channels, len(config.elements)
         self.average_neighbors, self.density = config.average_neighbors, kind.startswith("density")
-        self.linear_up = DegreeLinear(hidden_in, hidden_in)
-        self.convolution = ClebschGordanConvolution(hidden_in, config.lmax_edge, config.lmax_edge)
+        self.linear_up = DegreeLinear(hidden_in, message)
+        self.convolution = ClebschGordanConvolution(message, config.lmax_edge, config.lmax_edge)
         sums = natural_layout(config.lmax_edge, channels)
         self.linear_sums = DegreeLinear(self.convolution.out, sums)
         residual = kind.endswith("residual")
@@ -333,15 +224,75 @@ class Layer(nn.Module):
         senders: Int[Tensor, " edges"],
         receivers: Int[Tensor, " edges"],
     ) -> Float[Tensor, "atoms dim_out"]:
-        given = weights if isinstance(weights, InTable) else (weights,)
-        convolution = self.convolution.by_table if isinstance(weights, InTable) else self.convolution
         # A_i = sum_j R(r_ij) Y(r_ij) (x) h_j, Batatia 2022, eq. 8-9
-        sums = self.linear_sums(convolution(self.linear_up(features), harmonics, senders, receivers, *given))
+        sums = self.linear_sums(_sum_up(self.convolution, self.linear_up(features), harmonics, senders, receivers, weights))
         sums = sums / (1 + scatter_sum(densities, receivers, features.shape[0]) if self.density else self.average_neighbors)
         if self.mixing is not None:
             sums = self.mixing(sums, species)
         new = self.linear_out(self.product(sums, self.product_weights, species))  # B_i, eq. 10-11
         return new if self.residual is None else new + self.residual(features, species)  # eq. 12
+
+
+class NonLinearLayer(nn.Module):
+    """One round of MACE-MH: what a sum over neighbours and the atom's own message make together passes a gate before its powers.
+
+    Nothing in it but the product knows the element; weights of edges know that of either end. Sums are divided by a learned number and by
+    how crowded the neighbourhood is, with a learned share.
+    """
+
+    def __init__(self, config: ScaleShiftMACEConfig, correlation: int, hidden_in: Layout, message: Layout, hidden_out: Layout) -> None:
+        super().__init__()
+        channels, elements = config.channels, len(config.elements)
+        self.linear_up = DegreeLinear(hidden_in, message)
+        self.convolution = ClebschGordanConvolution(message, config.lmax_edge, config.lmax_edge)
+        sums = natural_layout(config.lmax_edge, channels)
+        self.gate_layout = (Block(0, 1, len(sums) * channels), *sums[1:])  # behind the scalars the gates of each degree
+        self.linear_sums = DegreeLinear(self.convolution.out, self.gate_layout)
+        self.linear_own = DegreeLinear(message, self.gate_layout)
+        self.divisor = nn.Parameter(torch.tensor([20.0, 0.0]))  # a number, and the share of the density
+        self.linear_gated = DegreeLinear(sums, sums)
+        self.product = SymmetricContraction(sums, [b.l for b in hidden_out], correlation, elements)
+        self.product_weights = nn.Parameter(torch.randn(elements, self.product.num_weights, channels))
+        self.linear_out = DegreeLinear(self.product.out, hidden_out)
+        self.residual = DegreeLinear(hidden_in, hidden_out)
+
+    def forward(
+        self,
+        features: Float[Tensor, "atoms dim_in"],
+        species: Int[Tensor, " atoms"],
+        harmonics: Float[Tensor, "edges harmonics"],
+        weights: Float[Tensor, "edges paths channels"] | InTable,
+        densities: Float[Tensor, "edges 1"],
+        senders: Int[Tensor, " edges"],
+        receivers: Int[Tensor, " edges"],
+    ) -> Float[Tensor, "atoms dim_out"]:
+        message = self.linear_up(features)
+        sums = self.linear_sums(_sum_up(self.convolution, message, harmonics, senders, receivers, weights))
+        number, share = self.divisor
+        sums = sums / (number + share * scatter_sum(densities, receivers, features.shape[0])) + self.linear_own(message)
+        sums = self.linear_gated(self.gate(sums))
+        return self.linear_out(self.product(sums, self.product_weights, species)) + self.residual(features)
+
+    def gate(self, x: Float[Tensor, "atoms dim_gate"]) -> Float[Tensor, "atoms dim_sums"]:
+        """silu of scalars, and of each other channel its product with a sigmoid; gains keep the variance."""
+        first, *others = split_blocks(x, self.gate_layout)
+        scalars, *gates = first[:, 0].chunk(len(self.gate_layout), 1)
+        parts = [nn.functional.silu(scalars) * ScalarMLP.SILU_GAIN]
+        parts += [(part * (torch.sigmoid(gate) * SIGMOID_GAIN)[:, None]).flatten(1) for part, gate in zip(others, gates, strict=True)]
+        return torch.cat(parts, 1)
+
+
+def _sum_up(
+    convolution: ClebschGordanConvolution,
+    messages: Float[Tensor, "atoms dim"],
+    harmonics: Float[Tensor, "edges harmonics"],
+    senders: Int[Tensor, " edges"],
+    receivers: Int[Tensor, " edges"],
+    weights: Float[Tensor, "edges paths channels"] | InTable,
+) -> Float[Tensor, "atoms dim_out"]:
+    if isinstance(weights, InTable):
+        return convolution.by_table(messages, harmonics, senders, receivers, *weights)
+    return convolution(messages, harmonics, senders, receivers, weights)
 
 
 class Readout(nn.Module):
@@ -359,6 +310,23 @@ class Readout(nn.Module):
             return scalars @ weight.T
         hidden = nn.functional.silu(self.first(scalars)) * ScalarMLP.SILU_GAIN
         return (hidden.unflatten(1, weight.shape) * weight).sum(2)
+
+
+class BiasedReadout(nn.Module):
+    """Energies of each head by a perceptron of its own with two hidden layers; the second and the last have biases."""
+
+    def __init__(self, heads: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.first = ScalarMLP(channels, heads * width)
+        self.middle, self.middle_bias = nn.Parameter(torch.randn(heads, width, width)), nn.Parameter(torch.zeros(heads, width))
+        self.last, self.last_bias = nn.Parameter(torch.randn(heads, width)), nn.Parameter(torch.zeros(heads))
+
+    def forward(self, scalars: Float[Tensor, "atoms channels"]) -> Float[Tensor, "atoms heads"]:
+        width = self.last.shape[1]
+        hidden = nn.functional.silu(self.first(scalars)).unflatten(1, self.last.shape) * ScalarMLP.SILU_GAIN
+        hidden = torch.einsum("ahi,hij->ahj", hidden, self.middle / width**0.5) + self.middle_bias
+        hidden = nn.functional.silu(hidden) * ScalarMLP.SILU_GAIN
+        return (hidden * self.last / width**0.5).sum(2) + self.last_bias
 
 
 class Repulsion(nn.Module):

@@ -13,16 +13,17 @@ from ase.data import covalent_radii
 
 from equimol.cli import main
 from equimol.convert import ConversionError, read_archive
-from equimol.convert.mace import _modules, _tensors, config_of, model_of, read_mace
+from equimol.convert.mace import Gains, _gains, _modules, _tensors, config_of, model_of, read_mace
 from equimol.data.graph import AtomicGraph
 from equimol.models import core, for_data_set, load, save
-from equimol.models.scale_shift_mace import AGNESI, NUCLEI, SCREENING, SOFT, ScaleShiftMACEConfig
+from equimol.models.scale_shift_mace import NUCLEI, SCREENING, ScaleShiftMACEConfig
+from equimol.models.scale_shift_mace_edges import AGNESI, SOFT
 from equimol.o3 import wigner_3j
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "mace_torch.json").read_text())
-SILU_GAIN = 1.6791767923989418  # of e3nn 0.4.4
-TOLERANCES = {"energies": 1e-10, "forces": 1e-9, "stress": 1e-10}  # eV, eV/Å, eV/Å³
+GAINS = Gains(silu=1.6791767923989418, sigmoid=1.8467055342154763)  # of e3nn 0.4.4
+TOLERANCES = {"energies": 1e-10, "energy": 1e-10, "forces": 1e-9, "stress": 1e-10}  # eV, eV/Å, eV/Å³
 
 
 def formula(name: str, shape: list[int]) -> torch.Tensor:
@@ -87,12 +88,13 @@ def settings_of(name: str) -> ScaleShiftMACEConfig:
 def published_model(name: str):
     config = settings_of(name)
     heads = GOLDEN["heads"] if config.data_sets else ["Default"]
-    return model_of(config, published_weights(name), heads, list(range(len(heads))), SILU_GAIN)
+    return model_of(config, published_weights(name), heads, list(range(len(heads))), GAINS)
 
 
 def graph_of(model, result: dict) -> AtomicGraph:
-    structure, given = GOLDEN["structures"][result["structure"]], {}
-    if model.inputs:
+    structure = GOLDEN["structures"][result["structure"]]
+    given = {name: structure[name] for name in model.inputs if name != "data_set"}
+    if "data_set" in model.inputs:
         given["data_set"] = GOLDEN["heads"].index(result["head"])
     return AtomicGraph.build(structure["positions"], structure["numbers"], structure["cell"], structure["pbc"], model.cutoff, **given)
 
@@ -139,6 +141,23 @@ def test_a_file_in_single_precision_with_heads_and_features_that_nobody_reads(fi
     assert_same(model.double(), GOLDEN["files"]["mace_heads"], factor=1e4)
 
 
+def test_a_model_with_nonlinear_layers_is_read_from_its_file(file_of, tmp_path: Path):
+    """As MACE-MH: heads, fewer channels to neighbours and degrees that nothing fills, charge and spin. Its first gate is e3nn's."""
+    path = file_of("mace_nonlinear")
+    model = read_mace(path)
+    config = core(model).config
+    assert (config.first_layer, config.other_layers, config.last_readout) == ("nonlinear", "nonlinear", "biased")
+    assert (config.message_channels, config.lmax_message, config.charges, config.spins) == ((1, 1), 1, (-2, 3), (0, 2))
+    assert model.inputs == ("charge", "spin", "data_set") and _gains(dict(_modules(read_archive(path)))) == GAINS
+    assert_same(model, GOLDEN["files"]["mace_nonlinear"])
+    assert_same(load(save(model, tmp_path / "model.equimol")), GOLDEN["files"]["mace_nonlinear"])
+    alone = read_mace(path, head="second")
+    assert_same(alone, [result for result in GOLDEN["files"]["mace_nonlinear"] if result["head"] == "second"])
+    graph = AtomicGraph.build([[0.0, 0, 0], [1.0, 0, 0]], [1, 1], None, False, alone.cutoff, charge=4, spin=1)
+    with pytest.raises(ValueError, match=r"charge must be a whole number from -2 to 3, got \[4\.0\]"):
+        alone(graph)
+
+
 def test_one_head_is_read_alone_or_chosen_later(file_of):
     path = file_of("mace_heads")
     alone, both = read_mace(path, head="second").double(), read_mace(path).double()
@@ -177,13 +196,17 @@ def changed(content, place: str, **attributes):
     [
         (
             "interactions.1",
-            {"class_name": "mace.modules.blocks.RealAgnosticResidualNonLinearInteractionBlock"},
-            "NonLinearInteractionBlock",
+            {"class_name": "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"},
+            "interactions.1 must be .* got mace.modules.blocks.RealAgnosticAttResidualInteractionBlock, which has no counterpart here",
         ),
-        ("readouts.1", {"class_name": "mace.modules.blocks.NonLinearBiasReadoutBlock"}, "must be NonLinearReadoutBlock, got mace"),
+        (
+            "readouts.1",
+            {"class_name": "mace.modules.blocks.GeneralNonLinearBiasReadoutBlock"},
+            "readouts.1 must be NonLinearReadoutBlock or NonLinearBiasReadoutBlock, got mace",
+        ),
         ("readouts.1", {"hidden_irreps": "3x0e+3x1o"}, r"MLP_irreps must be scalars, got 3x0e\+3x1o"),
         ("", {"use_so3": True}, "use_so3 must be False, got True"),
-        ("interactions.1", {"edge_irreps": "1x0e"}, r"edge_irreps of interactions.1 must be 2x0e\+2x1o, got 1x0e"),
+        ("interactions.1", {"edge_irreps": "1x0e+2x1o"}, r"edge_irreps of interactions.1 must be of degrees 0, 1, .* got 1x0e\+2x1o"),
         ("interactions.1", {"node_feats_irreps": "2x0e+2x2e"}, r"node_feats_irreps of interactions.1 must be 2x0e\+2x1o, got 2x0e\+2x2e"),
         ("products.0.symmetric_contractions", {"class_name": "cuequivariance_torch.SymmetricContraction_"}, "got cuequivariance_torch"),
         ("interactions.1", {"avg_num_neighbors": 3.0}, "avg_num_neighbors must be one number"),
@@ -196,11 +219,62 @@ def test_what_is_not_understood_is_refused(file_of, place: str, attributes: dict
         config_of(modules, weights, 1)
 
 
+NONLINEAR_REFUSALS = {
+    "activations that are not e3nn's": (
+        lambda m: setattr(m["interactions.1.equivariant_nonlin"], "_act_gate", m["interactions.1.equivariant_nonlin"]._act_scalar),
+        r"the activation of interactions.1.equivariant_nonlin must be sigmoid, got torch.nn.functional.silu",
+    ),
+    "another gain": (
+        lambda m: setattr(m["interactions.1.equivariant_nonlin"], "_gate_cst", 1.8),
+        r"e3nn's factor of sigmoid must be the same everywhere, got \[1.8, 1.8467",
+    ),
+    "another order": (
+        lambda m: setattr(m["interactions.1.equivariant_nonlin"], "_layout_is_ir_mul", True),
+        r"interactions.1.equivariant_nonlin must have e3nn's order of numbers \(mul_ir\), got ir_mul",
+    ),
+    "another gate": (
+        lambda m: m.update({"interactions.1.equivariant_nonlin": m["interactions.1.linear_up"]}),
+        "interactions.1.equivariant_nonlin must be GatedEquivariantBlock or Gate, got e3nn.o3._linear.Linear",
+    ),
+    "another density": (
+        lambda m: setattr(m["interactions.0.density_fn"], "hs", [9, 32, 1]),
+        r"interactions.0.density_fn must have the widths \[64, 1\], got \[32, 1\]",
+    ),
+    "an embedding of something else": (
+        lambda m: m["joint_embedding"].specs.update({"elec_temp": m["joint_embedding"].specs["total_spin"]}),
+        "embedding_specs must be of total_charge or total_spin, got elec_temp",
+    ),
+    "an embedding of a continuous number": (
+        lambda m: m["joint_embedding"].specs["total_charge"].update({"type": "continuous"}),
+        "type of the embedding total_charge must be categorical, got continuous",
+    ),
+    "another embedding": (
+        lambda m: m.update({"joint_embedding": m["node_embedding"]}),
+        "joint_embedding must be GenericJointEmbedding, got mace.modules.blocks.LinearNodeEmbeddingBlock",
+    ),
+    "an embedding of atoms": (
+        lambda m: m["joint_embedding"].specs["total_spin"].update({"per": "atom"}),
+        "per of the embedding total_spin must be graph, got atom",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(NONLINEAR_REFUSALS))
+def test_what_is_not_understood_of_nonlinear_layers_and_embeddings_is_refused(file_of, name: str):
+    change, message = NONLINEAR_REFUSALS[name]
+    modules = dict(_modules(read_archive(file_of("mace_nonlinear"))))
+    weights = {f"{at}.{name}".lstrip("."): value for at, module in modules.items() for name, value in _tensors(module)}
+    change(modules)
+    with pytest.raises(ConversionError, match=message):
+        config_of(modules, weights, 2)
+        _gains(modules)
+
+
 def test_other_parts_and_other_files_are_refused(file_of, tmp_path: Path):
     content = read_archive(file_of("mace_trained"))
-    content._modules["joint_embedding"] = content._modules["node_embedding"]
+    content._modules["field_embedding"] = content._modules["node_embedding"]
     modules = dict(_modules(content))
-    with pytest.raises(ConversionError, match=r"joint_embedding \(mace\.modules\.blocks\.LinearNodeEmbeddingBlock\) is no part"):
+    with pytest.raises(ConversionError, match=r"field_embedding \(mace\.modules\.blocks\.LinearNodeEmbeddingBlock\) is no part"):
         config_of(modules, {}, 1)
     torch.save({"model": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(ConversionError, match="must hold a model of mace-torch, MACE or ScaleShiftMACE, got dict"):
@@ -210,12 +284,39 @@ def test_other_parts_and_other_files_are_refused(file_of, tmp_path: Path):
         read_mace(tmp_path / "other.pt")
 
 
+def test_weights_of_no_known_couplings_are_refused():
+    weights = published_weights("vectors")
+    name = "interactions.1.conv_tp_weights.layer2.weight"
+    weights[name] = weights[name][:, :-4]
+    with pytest.raises(
+        ConversionError, match="weights must be of all couplings of degrees 0, 1, ... with harmonics up to 2, got 6 couplings"
+    ):
+        model_of(settings_of("vectors"), weights, ["Default"], [0], GAINS)
+
+
+def test_a_smaller_basis_of_polynomials_is_read_as_well():
+    """As use_reduced_cg has it: each polynomial once."""
+    name = "correlation_by_layer"
+    weights = published_weights(name)
+    for key in [key for key in weights if "products.0" in key and "U_matrix_3" in key]:
+        matrix, place = weights[key], key.replace("U_matrix_3", "weights_max")
+        axes = range(matrix.ndim - 4, matrix.ndim - 1)
+        turned = [matrix.permute(*range(axes[0]), *order, matrix.ndim - 1) for order in itertools.permutations(axes)]
+        left, values, right = torch.linalg.svd((sum(turned) / 6).flatten(0, -2), full_matrices=False)
+        kept = values > 1e-9
+        assert int(kept.sum()) < len(values)
+        weights[key] = left[:, kept].unflatten(0, matrix.shape[:-1])
+        weights[place] = torch.einsum("nk,ekc->enc", values[kept, None] * right[kept], weights[place])
+    model = model_of(settings_of(name), weights, ["Default"], [0], GAINS)
+    assert_same(model, GOLDEN["variants"][name]["results"])
+
+
 def test_damaged_polynomials_are_refused():
     weights = published_weights("vectors")
     name = "products.0.symmetric_contractions.contractions.1.U_matrix_2"
     weights[name] = weights[name] + 0.01 * torch.linspace(0, 1, weights[name].numel(), dtype=torch.float64).view_as(weights[name])
     with pytest.raises(ConversionError, match="U_matrix_2 must be of equivariant polynomials"):
-        model_of(settings_of("vectors"), weights, ["Default"], [0], SILU_GAIN)
+        model_of(settings_of("vectors"), weights, ["Default"], [0], GAINS)
 
 
 def test_constants_are_those_of_the_file(file_of):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from equimol.data.graph import AtomicGraph
-from equimol.models import build_model, core, for_data_set, scale_shift_mace
+from equimol.models import build_model, core, for_data_set, scale_shift_mace_edges
 from equimol.models.scale_shift_mace import PRESETS, ScaleShiftMACE, ScaleShiftMACEConfig
 from equimol.testing import assert_is_potential, example_structures
 
@@ -23,6 +23,13 @@ def model_of(**settings):
         {"first_layer": "density", "other_layers": "density_residual", "distance_transform": "soft", "lmax_hidden": 0},
         {"radial": "chebyshev", "distance_transform": "agnesi", "repulsion": True},
         {"radial": "gaussian", "envelope_on": "weights", "layers": 3, "correlation": (3, 1, 2), "readouts": "last"},
+        {
+            "first_layer": "nonlinear",
+            "other_layers": "nonlinear",
+            "envelope_on": "weights",
+            "message_channels": 4,
+            "last_readout": "biased",
+        },
     ],
 )
 def test_it_is_a_potential(settings):
@@ -31,7 +38,13 @@ def test_it_is_a_potential(settings):
 
 @pytest.mark.parametrize("kernels", ["auto", "off"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"first_layer": "density", "other_layers": "density_residual", "lmax_hidden": 2, "distance_transform": "agnesi"}]
+    "settings",
+    [
+        {},
+        {"first_layer": "density", "other_layers": "density_residual", "lmax_hidden": 2, "distance_transform": "agnesi"},
+        {"first_layer": "nonlinear", "other_layers": "nonlinear", "envelope_on": "weights", "message_channels": 8},
+        {"first_layer": "density", "other_layers": "nonlinear", "message_channels": (16, 8), "lmax_message": 0},
+    ],
 )
 def test_frozen_it_is_as_exact_as_float32(settings, kernels, monkeypatch):
     monkeypatch.setenv("EQUIMOL_KERNELS", kernels)
@@ -54,10 +67,10 @@ def test_tables_of_pairs_stay_few(monkeypatch):
     ]
     wanted = [frozen(graph)["forces"] for graph in graphs]
     assert frozen.edges._tables.keys() == {(0, 1), (2, 2), (1, 2)}
-    monkeypatch.setattr(scale_shift_mace, "KEPT", 0)
+    monkeypatch.setattr(scale_shift_mace_edges, "KEPT", 0)
     for graph, forces in zip(graphs, wanted, strict=True):
         assert few(graph)["forces"].equal(forces) and len(few.edges._tables) == 1
-    monkeypatch.setattr(scale_shift_mace, "PAIRS", 0)  # networks
+    monkeypatch.setattr(scale_shift_mace_edges, "PAIRS", 0)  # networks
     few.edges._tables.clear()
     assert torch.allclose(few(graphs[0])["forces"], wanted[0], atol=1e-5) and not few.edges._tables
 
@@ -69,12 +82,53 @@ def test_in_float64_it_is_exact_though_frozen():
     torch.testing.assert_close(frozen(graph)["forces"], exact(graph)["forces"].detach(), atol=1e-12, rtol=1e-11)
 
 
-@pytest.mark.parametrize("settings", [{"repulsion": True}, {"envelope_on": "weights", "first_layer": "density"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"repulsion": True}, {"envelope_on": "weights", "first_layer": "density"}, {"first_layer": "nonlinear", "other_layers": "nonlinear"}],
+)
 def test_edges_beyond_the_cutoff_count_nothing(settings):
     model = model_of(cutoff=2.0, **settings)
     structure = example_structures(model.elements)[0]
     near, far = (model(AtomicGraph.build(**structure, cutoff=model.cutoff + skin)) for skin in (0.0, 2.0))
     torch.testing.assert_close(near["forces"], far["forces"], atol=1e-12, rtol=1e-12)
+
+
+def test_nonlinear_layers_tell_senders_from_receivers():
+    model = model_of(first_layer="nonlinear", layers=1, cutoff=2.0)
+    distances, species = torch.tensor([1.0, 1.0], dtype=torch.float64), torch.tensor([0, 2])
+    weights = model.edges(distances, species, species.flip(0))[0].weights
+    assert (weights[0] - weights[1]).abs().max() > 1e-6
+    frozen = copy.deepcopy(model).float().freeze()
+    structure = {"positions": [[0.0, 0, 0], [1.0, 0, 0]], "numbers": [1, 8], "cell": None, "pbc": False, "cutoff": model.cutoff}
+    frozen(AtomicGraph.build(**structure))
+    assert frozen.edges._tables.keys() == {(0, 2), (2, 0)}
+
+
+def test_forces_train_every_weight_of_nonlinear_layers():
+    model = model_of(first_layer="nonlinear", other_layers="nonlinear", envelope_on="weights", last_readout="biased", spins=(0, 2)).train()
+    graph = AtomicGraph.build(**example_structures(model.elements)[0], cutoff=model.cutoff, spin=1)
+    for layer in model.layers:
+        layer.divisor.data[1] = 0.5  # which begins at zero, where densities do nothing
+    model(graph)["forces"].square().sum().backward()
+    blind = {"readouts.0.last_bias", "readouts.1.last_bias"}  # a constant energy has no force
+    for name, parameter in model.named_parameters():
+        assert name in blind or (parameter.grad is not None and bool(parameter.grad.abs().max() > 0)), name
+
+
+def test_charge_and_spin_are_felt_by_energies_and_forces():
+    model = model_of(charges=(-1, 2), spins=(0, 3), embedding_readout=True)
+    structure = example_structures(model.elements)[0]
+
+    def results(**given):
+        return model(AtomicGraph.build(**structure, cutoff=model.cutoff, **given))
+
+    assert model.inputs == ("charge", "spin")
+    neutral, charged, triplet = results(charge=0, spin=1), results(charge=1, spin=1), results(charge=0, spin=3)
+    for other in (charged, triplet):
+        assert (neutral["forces"] - other["forces"]).abs().max() > 1e-4
+        assert abs(float(neutral["energy"] - other["energy"])) > 1e-4
+    with pytest.raises(ValueError, match=r"spin must be a whole number from 0 to 3, got \[4\.0\]"):
+        results(charge=0, spin=4)
 
 
 def test_each_head_has_readouts_a_scale_and_references_of_its_own():
@@ -95,12 +149,17 @@ def test_each_head_has_readouts_a_scale_and_references_of_its_own():
 
 def test_bad_settings_say_the_rule():
     for settings, message in (
-        ({"first_layer": "nonlinear"}, "first_layer must be one of plain, residual, density, density_residual, got 'nonlinear'"),
+        ({"first_layer": "linear"}, "first_layer must be one of plain, residual, density, density_residual, nonlinear, got 'linear'"),
         ({"distance_transform": "Agnesi"}, "distance_transform must be one of none, agnesi, soft, got 'Agnesi'"),
         ({"correlation": (2, 2, 2)}, r"correlation must be at least 1, one for all or for each of 2 layers, got \(2, 2, 2\)"),
         ({"lmax_hidden": 4}, r"lmax_hidden must be between 0 and lmax_edge \(2\), got 4"),
         ({"data_sets": 2, "data_set": 2}, "data_set must be one of the 2 data sets, from 0, got 2"),
         ({"channels": 0}, "channels must be positive, got 0"),
+        ({"message_channels": (8,)}, r"message_channels must be positive, one for all or for each of 2 layers, got \(8,\)"),
+        ({"lmax_message": 2}, r"lmax_message must be between 0 and lmax_hidden \(1\), got 2"),
+        ({"spins": (3, 1)}, r"spins must be the smallest and the largest, got \(3, 1\)"),
+        ({"embedding_readout": True}, "embedding_readout needs charges or spins"),
+        ({"last_readout": "linear"}, "last_readout must be one of perceptron, biased, got 'linear'"),
     ):
         with pytest.raises(ValueError, match=message):
             ScaleShiftMACEConfig(elements=(1,), **{**PRESETS["tiny"], **settings})
