@@ -29,6 +29,7 @@ from equimol.training.metrics import Z90
 from equimol.training.prepare import read_data
 
 FEWEST = 10  # frames to calibrate with: sigma is then known to a fifth
+TOLERATED = 1.92  # of a log likelihood: half the 95 % quantile of chi square with one degree of freedom
 RATIOS = torch.logspace(-9, 0, 19, dtype=torch.float64)  # of r to the largest eigenvalue of C; below, single precision is all one sees
 
 
@@ -45,7 +46,8 @@ def fit_uncertainty(model: Potential, train: Sequence[Frame], calibration: Seque
     Calibration frames must be none of the training frames: a model is too good at those, and sigma would be too small elsewhere.
 
     C is summed over `train` in float64. For each of some r, likelihood is largest at alpha^2 = mean (error^2 / variance) of
-    `calibration`; the r whose likelihood is largest is taken (Bigi et al. 2024, arXiv:2403.02251).
+    `calibration` (Bigi et al. 2024, arXiv:2403.02251). The smallest r is taken that a likelihood-ratio test does not reject against the
+    likeliest: frames like those of the training hardly tell one from another, but a large one would be blind to what is unlike them.
 
     Raises:
         ValueError: the model is not conservative or has no features, or its features are not finite.
@@ -159,15 +161,15 @@ def _labelled(model: ConservativePotential, graph: Any) -> _Rows:
 
 
 def _calibrated(covariance: Float[Tensor, "features features"], rows: _Rows) -> tuple[Float[Tensor, "features features"], dict[str, Any]]:
-    """The matrix alpha (C + r I)^-1/2 of the likeliest r and alpha, and what there is to tell of it."""
+    """The matrix alpha (C + r I)^-1/2 of the r and alpha chosen, and what there is to tell of it."""
     values, vectors = torch.linalg.eigh(covariance)
     values, squares = values.clamp(min=0), (rows.features @ vectors).square()
-    best: tuple[float, float, float] = math.inf, math.nan, math.nan
-    for r in (values[-1] * RATIOS).tolist():
-        variance = squares @ (1 / (values + r))
-        alpha2 = (rows.errors.square() / variance).mean()
-        best = min(best, (float(alpha2.log() + variance.log().mean()), r, float(alpha2)))  # -2/n log likelihood, but for a constant
-    _, r, alpha2 = best
+    ratios = values[-1] * RATIOS
+    variances = squares @ (1 / (values[:, None] + ratios))  # [frames, ratios]
+    alphas2 = (rows.errors.square()[:, None] / variances).mean(0)
+    likelihoods = -0.5 * len(squares) * (alphas2.log() + variances.log().mean(0))  # logarithms, but for a constant
+    n = int((likelihoods >= likelihoods.max() - TOLERATED).double().argmax())
+    r, alpha2 = float(ratios[n]), float(alphas2[n])
     if not (math.isfinite(alpha2) and alpha2 > 0):
         raise DataError("the frames to calibrate with have exactly the energies that the model gives: give those it shall be compared with")
     factor = (alpha2 / (values + r)).sqrt()[:, None] * vectors.mT

@@ -99,22 +99,28 @@ def test_is_the_dense_formula_for_every_conservative_model(name):
         assert uncertainty(fitted, frame) == pytest.approx(variance**0.5, rel=1e-5)
 
 
-def test_scale_and_regularisation_are_the_likeliest(fitted):
+def test_scale_is_the_likeliest_and_regularisation_the_smallest_that_is_likely(fitted):
     model = fitted.inner
     train, calibration = frames_of(model, 24, 0), frames_of(model, 12, 1)
     features = np.array([features_of(model, frame).mean(0) for frame in train])
     rows = np.array([features_of(model, frame).mean(0) for frame in calibration])
     errors = [(evaluate(model, [f]).predictions["energy_pred"][0] - f.labels["energy"]) / len(f.numbers) for f in calibration]
 
-    def unlikeliness(alpha, r):
-        variance = alpha**2 * np.einsum("nf,nf->n", rows, np.linalg.solve(features.T @ features + r * np.eye(rows.shape[1]), rows.T).T)
-        return (np.log(variance) + np.square(errors) / variance).sum()
+    def likelihood(r, factor=1.0):
+        """Logarithm of the largest for this r, or with the alpha of this r times a factor."""
+        variance = np.einsum("nf,fn->n", rows, np.linalg.solve(features.T @ features + r * np.eye(rows.shape[1]), rows.T))
+        variance = variance * np.mean(np.square(errors) / variance) * factor**2
+        return -0.5 * (np.log(variance) + np.square(errors) / variance).sum()
 
     alpha, r = fitted.calibration["alpha"], fitted.calibration["regularization"]
-    best = unlikeliness(alpha, r)
-    assert best < unlikeliness(1.01 * alpha, r) and best < unlikeliness(0.99 * alpha, r)
+    variance = np.einsum("nf,fn->n", rows, np.linalg.solve(features.T @ features + r * np.eye(rows.shape[1]), rows.T))
+    assert alpha**2 == pytest.approx(np.mean(np.square(errors) / variance), rel=1e-6)
+    assert likelihood(r) > max(likelihood(r, 0.99), likelihood(r, 1.01))
     largest = np.linalg.eigvalsh(features.T @ features)[-1]
-    assert best <= min(unlikeliness(a * alpha, largest * x) for x in (1e-6, 1e-4, 1e-2, 1) for a in (0.03, 0.1, 0.3, 1, 3, 10, 30)) + 1e-6
+    grid = largest * np.logspace(-9, 0, 19)
+    best = max(likelihood(x) for x in grid)
+    assert best - likelihood(r) <= 1.92
+    assert all(best - likelihood(x) > 1.92 for x in grid if x < 0.9 * r)
 
 
 def test_covers_what_it_should_where_the_truth_is_linear_and_noise_is_normal():
