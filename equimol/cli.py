@@ -187,6 +187,30 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"predictions in {options.out}")
 
 
+# --- uncertainty -----------------------------------------------------------------------------------------------------------------
+
+
+def _uncertainty_arguments(parser: argparse.ArgumentParser) -> None:
+    known = "a model file, or the folder of a run, whose training and validation frames are then taken"
+    parser.add_argument("model", type=Path, metavar="MODEL", help=known)
+    parser.add_argument("data", metavar="DATA", nargs="*", help="of a model file: the files with the frames it was trained on")
+    unseen = "of a model file: files with frames it was not trained on, at least ten, by whose errors uncertainties are scaled"
+    parser.add_argument("--calibrate", nargs="+", default=[], metavar="FILE", help=unseen)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the model file to write (default: the one that was read, replaced)")
+    parser.add_argument("--batch", type=int, default=8, help="structures at a time (default: %(default)s)")
+    labels = "labels by their keys in the files, such as energy=my_energy (default: those that the model was trained on, else detected)"
+    parser.add_argument("--keys", nargs="+", default=[], metavar="name=key", help=labels)
+    parser.add_argument("--units", nargs="+", default=[], metavar="quantity=unit", help=UNITS)
+    parser.add_argument("--device", help="cpu or cuda (default: cpu)")
+
+
+def _uncertainty(options: argparse.Namespace) -> None:
+    from equimol.training.uncertainty import add_uncertainty
+
+    labels = _parse_pairs("--keys", options.keys, "energy=my_energy"), _parse_pairs("--units", options.units, "energy=hartree")
+    print(add_uncertainty(options.model, options.data, options.calibrate, options.out, *labels, options.batch, options.device or "cpu"))
+
+
 # --- data ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +462,13 @@ COMMANDS = {
         "  equimol evaluate runs/first/model.equimol test.xyz\n"
         "  equimol evaluate model.equimol test.xyz --out test.npz --batch 32\n"
         "  equimol evaluate model.equimol test.xyz --keys energy=my_energy forces=my_forces",
+    ),
+    "uncertainty": (
+        _uncertainty_arguments,
+        _uncertainty,
+        "Add to a model file how uncertain its energies are: one number for each structure, in every later use of it.",
+        "  equimol uncertainty runs/first\n"
+        "  equimol uncertainty model.equimol train.xyz --calibrate valid.xyz --out with_uncertainty.equimol",
     ),
     "data": (
         _data_arguments,

@@ -57,6 +57,7 @@ def describe_model(path: str | Path, device: str | None = None, dtype: str | Non
         "parameters": f"{sum(p.numel() for p in model.parameters())} in {facts['dtype']}",
         "inputs": ", ".join(["structure", *facts["inputs"]]),
         "outputs": ", ".join(facts["outputs"]) + ("" if facts["conservative"] else " (forces are no gradient of the energy)"),
+        "uncertainty": _flat(facts["description"].get("calibration")),
         "units": ", ".join(f"{name} {unit}" for name, unit in facts["units"].items()),
         "references": _references(facts),
         "level of theory": facts.get("level_of_theory") or "not stated",

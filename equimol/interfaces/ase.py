@@ -19,12 +19,13 @@ from equimol.models import find_device, for_data_set
 from equimol.models.base import ConservativePotential, Potential
 from equimol.models.file import as_dtype, load
 from equimol.models.fingerprint import device_of
+from equimol.models.uncertainty import ENERGY_UNCERTAINTY
 
 _VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # ASE's order: xx, yy, zz, yz, xz, xy
 
 
 class EquiMolCalculator(Calculator):
-    """Energy, per-atom energies, forces and stress of a potential, for ASE.
+    """Energy, per-atom energies, forces and stress of a potential, for ASE; and `energy_uncertainty`, where the model has one.
 
     Stress exists only where the model gives one, and the cell has a volume and a periodic direction; elsewhere ASE's
     PropertyNotImplementedError is raised.
@@ -50,6 +51,8 @@ class EquiMolCalculator(Calculator):
         self.model = own_copy(model_or_path, device, dtype, data_set)
         if "stress" not in self.model.outputs:
             self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
+        if ENERGY_UNCERTAINTY in self.model.outputs:
+            self.implemented_properties = [*self.implemented_properties, ENERGY_UNCERTAINTY]
         self.skin = float(skin)
         self._neighbors: SkinList | None = None
 
@@ -79,6 +82,8 @@ class EquiMolCalculator(Calculator):
                 f"for {self.atoms.get_chemical_formula()}; look for atoms that are too close, and go back to the last good structure"
             )
         self.results = {"energy": energy, "free_energy": energy, "forces": forces, "energies": _numpy(out["energies"])}
+        if ENERGY_UNCERTAINTY in out:
+            self.results[ENERGY_UNCERTAINTY] = out[ENERGY_UNCERTAINTY].item()
         if self.atoms.pbc.any() and abs(np.linalg.det(self.atoms.cell.array)) > 0 and "stress" in out:
             stress = _numpy(out["stress"]).reshape(3, 3)
             if np.isfinite(stress).all():

@@ -22,6 +22,7 @@ from equimol.data.frame import Frame
 from equimol.data.statistics import is_isolated_atom
 from equimol.interfaces.ase import EquiMolCalculator, read_inputs
 from equimol.models.base import Potential
+from equimol.models.uncertainty import ENERGY_UNCERTAINTY
 
 THERMOSTATS = ("langevin", "nve")
 SUFFIXES = (".extxyz", ".xyz", ".traj")
@@ -36,7 +37,7 @@ class MDResult:
     """What a run measured, one number per step, the start not counted.
 
     `drift` is the slope of a straight line through the total energy, in eV per atom and ps; None with a thermostat, which
-    exchanges energy on purpose.
+    exchanges energy on purpose. `uncertainties` are one standard deviation of the potential energy each, of a model that tells it.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class MDResult:
     energies: np.ndarray  # potential + kinetic, eV
     atoms: Atoms  # the end of the run, with velocities
     trajectory: Path | None
+    uncertainties: np.ndarray | None = None  # eV
 
     @property
     def mean_temperature(self) -> float:
@@ -55,7 +57,15 @@ class MDResult:
         none = "no drift with a thermostat, it exchanges energy; --thermostat nve measures it"
         drift = f" ({none})" if self.drift is None else f", energy drift {self.drift:.1e} eV/atom/ps"
         where = "" if self.trajectory is None else f"; trajectory in {self.trajectory}"
-        return f"{self.steps} steps, {self.ms_per_step:.2f} ms per step, mean temperature {self.mean_temperature:.0f} K{drift}{where}"
+        speed = f"{self.steps} steps, {self.ms_per_step:.2f} ms per step, mean temperature {self.mean_temperature:.0f} K"
+        return f"{speed}{drift}{self._doubt()}{where}"
+
+    def _doubt(self) -> str:
+        if self.uncertainties is None:
+            return ""
+        worst = int(self.uncertainties.argmax())
+        middle, most = 1e3 * np.median(self.uncertainties), 1e3 * self.uncertainties[worst]
+        return f", energy uncertainty {middle:.3g} meV in the median and {most:.3g} meV at most, in step {worst + 1}"
 
 
 def run_md(
@@ -100,7 +110,8 @@ def run_md(
         run.go(steps, interval, progress)
     drift = None if thermostat == "langevin" else energy_drift(run.energies, len(atoms), timestep_fs)
     temperatures, energies = np.array(run.temperatures), np.array(run.energies)
-    result = MDResult(steps, run.seconds / steps * 1e3, drift, temperatures, energies, atoms, writer.path)
+    doubt = np.array(run.uncertainties) if run.uncertainties else None
+    result = MDResult(steps, run.seconds / steps * 1e3, drift, temperatures, energies, atoms, writer.path, doubt)
     log(str(result))
     return result
 
@@ -155,6 +166,7 @@ class _Run:
         self.atoms, self.integrator, self.writer, self.timestep_fs, self.limit = atoms, integrator, writer, timestep_fs, limit
         self.energies: list[float] = []
         self.temperatures: list[float] = []
+        self.uncertainties: list[float] = []  # none where the model has none
         self.seconds = 0.0
         self.good: _State | None = None  # the last that passed the checks
 
@@ -172,6 +184,8 @@ class _Run:
                 temperature, energy = self._accept(step)
                 self.temperatures.append(temperature)
                 self.energies.append(energy)
+                if ENERGY_UNCERTAINTY in self.good.results:
+                    self.uncertainties.append(self.good.results[ENERGY_UNCERTAINTY])
                 if step % interval == 0 or step == steps:
                     self._write_good()
         except KeyboardInterrupt:
@@ -201,7 +215,10 @@ class _Run:
             frame.set_positions(self.good.positions, apply_constraint=False)
             frame.set_momenta(self.good.momenta, apply_constraint=False)
             frame.info |= {"step": self.good.step, "time_fs": self.good.step * self.timestep_fs}
-            frame.calc = SinglePointCalculator(frame, **self.good.results)
+            results = dict(self.good.results)
+            if ENERGY_UNCERTAINTY in results:  # ASE's list of results is closed
+                frame.info[ENERGY_UNCERTAINTY] = results.pop(ENERGY_UNCERTAINTY)
+            frame.calc = SinglePointCalculator(frame, **results)
             self.writer.write(frame)
 
     def _stopped(self, step: int, reason: str) -> MDError:

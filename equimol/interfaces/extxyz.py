@@ -11,13 +11,15 @@ from ase.io.extxyz import write_xyz
 
 from equimol.data.frame import Frame
 from equimol.data.properties import PROPERTIES
+from equimol.models.uncertainty import ENERGY_UNCERTAINTY
 
 
 def format_predictions(frames: Sequence[Frame], predictions: Mapping[str, np.ndarray]) -> str:
     """The text of an extended xyz file: labels under their usual keys, predictions as predicted_energy, predicted_forces, ...
 
     `predictions` has the columns of an evaluation: `{property}_pred`, one row per frame or, for properties of atoms, one per atom with
-    the frames one after the other. The file stays a data set: it can be read, trained on and evaluated again.
+    the frames one after the other, and perhaps `energy_uncertainty`. The file stays a data set: it can be read, trained on and
+    evaluated again.
     """
     text = io.StringIO()
     first_atom = 0
@@ -34,6 +36,8 @@ def format_predictions(frames: Sequence[Frame], predictions: Mapping[str, np.nda
             if f"{name}_pred" in predictions:
                 values = predictions[f"{name}_pred"]
                 _put(atoms, f"predicted_{name}", values[rows] if row.per == "atom" else values[index], row.per)
+        if ENERGY_UNCERTAINTY in predictions:
+            _put(atoms, f"predicted_{ENERGY_UNCERTAINTY}", predictions[ENERGY_UNCERTAINTY][index], "system")
         write_xyz(text, atoms, write_results=False)
     return text.getvalue()
 

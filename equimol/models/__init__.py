@@ -29,14 +29,15 @@ from equimol.models.nequip import PRESETS as NEQUIP_PRESETS
 from equimol.models.nequip import NequIP, NequIPConfig
 from equimol.models.scale_shift_mace import PRESETS as SCALE_SHIFT_MACE_PRESETS
 from equimol.models.scale_shift_mace import ScaleShiftMACE, ScaleShiftMACEConfig
+from equimol.models.uncertainty import WithUncertainty
 from equimol.models.zbl import ZBL, ZBLConfig
 
 __all__ = [
     "MACE", "MODELS", "ZBL", "AllScAIP", "AllScAIPConfig", "AllScAIPDirect", "ConservativePotential", "DirectPotential", "EScAIP",
     "EScAIPConfig", "EScAIPDirect", "EScAIPV1", "EScAIPV1Config", "EScAIPV1Direct", "LennardJones", "LennardJonesConfig", "MACEConfig",
     "ModelEntry", "NequIP", "NequIPConfig", "Potential", "References", "ScaleShiftMACE", "ScaleShiftMACEConfig", "Shifted",
-    "ShiftedDirect", "Sum", "ZBLConfig", "build", "build_model", "by_number", "core", "data_sets", "find_device", "for_data_set",
-    "is_by_data_set", "load", "save",
+    "ShiftedDirect", "Sum", "WithUncertainty", "ZBLConfig", "build", "build_model", "by_number", "core", "data_sets", "find_device",
+    "for_data_set", "is_by_data_set", "load", "save",
 ]  # fmt: skip
 
 
@@ -119,6 +120,8 @@ def build(description: dict[str, Any]) -> Potential:
             return Sum(*(build(m) for m in members))
         case {"name": "shifted", "inner": inner, "references": references, "scale": scale, "shift": shift}:
             return shifted(build(inner), by_number(references), scale, shift)
+        case {"name": "with_uncertainty", "inner": inner, "features": int(features), "calibration": dict(calibration)}:
+            return WithUncertainty(build(inner), features, calibration)
         case {"name": str(name), "config": dict(config)}:
             entry = MODELS[_known(name, MODELS, "model")]
             return entry.model(_config(entry.config, config))
@@ -142,8 +145,10 @@ def for_data_set(model: Potential, name: str) -> Potential:
     def chosen(described: dict[str, Any]) -> dict[str, Any]:
         if "members" in described:
             return described | {"members": [chosen(member) for member in described["members"]]}
-        if "inner" in described:
+        if "references" in described:
             return described | {"inner": chosen(described["inner"]), "references": described["references"][name]}
+        if "inner" in described:
+            return described | {"inner": chosen(described["inner"])}
         own = described["config"]
         return described | {"config": own | {"data_set": names.index(name)}} if own.get("data_sets") else described
 

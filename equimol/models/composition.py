@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from equimol.data.graph import AtomicGraph
 from equimol.models.base import ConservativePotential, DirectPotential, Potential
+from equimol.models.uncertainty import WithUncertainty
 
 #: eV by atomic number, or that by the name of a data set
 References = Mapping[int, float] | Mapping[str, Mapping[int, float]]
@@ -134,10 +135,10 @@ def shifted(inner: Potential, references: References, scale: float = 1.0, shift:
 
 
 def core(model: Potential) -> Potential:
-    """The model itself, out of its sum (where it stands first) and its shift."""
+    """The model itself, out of its sum (where it stands first), its shift and its uncertainty."""
     if isinstance(model, Sum):
         return core(model.members[0])
-    return core(model.inner) if isinstance(model, _Shift) else model
+    return core(model.inner) if isinstance(model, (_Shift, WithUncertainty)) else model
 
 
 def is_by_data_set(references: Any) -> bool:
@@ -154,5 +155,6 @@ def by_number(references: Mapping[str, Any]) -> References:
 
 def data_sets(model: Potential) -> tuple[str, ...]:
     """Names of the data sets that a model tells apart, in the order of its encoding; none of a model for one level of theory."""
-    inner = model.members[0] if isinstance(model, Sum) else model
+    inner = model.inner if isinstance(model, WithUncertainty) else model
+    inner = inner.members[0] if isinstance(inner, Sum) else inner
     return inner.data_sets if isinstance(inner, _Shift) else ()

@@ -11,6 +11,7 @@ import torch
 from equimol.data.frame import Frame
 from equimol.data.properties import PROPERTIES
 from equimol.models.base import Potential
+from equimol.models.uncertainty import ENERGY_UNCERTAINTY
 from equimol.training.batches import Batch, ordered_loader
 from equimol.training.metrics import ErrorSums
 
@@ -21,6 +22,7 @@ class Evaluation:
 
     The arrays hold `natoms` and `source` per frame, and `{property}_pred` and `{property}_true` for every property: one row per frame,
     or one per atom with the frames one after the other. A missing label is NaN, the force on an atom that is held in place among them.
+    Of a model that gives one there is `energy_uncertainty`, eV, for every frame.
     """
 
     errors: dict[str, float]
@@ -42,6 +44,8 @@ def evaluate(model: Potential, frames: Sequence[Frame], batch: Batch = 8, graphs
             graph = graph.to(device)
             prediction = model(graph)
             sums.update(prediction, graph)
+            if ENERGY_UNCERTAINTY in prediction:
+                columns.setdefault(ENERGY_UNCERTAINTY, []).append(prediction[ENERGY_UNCERTAINTY].cpu().numpy())
             for name in names:
                 label = graph[name].clone()
                 label[~graph[f"{name}_present"]] = torch.nan

@@ -3,7 +3,8 @@
 Figures are named after what they are and their unit, as logs, files and the report show them: `energy_mae_mev_per_atom`,
 `energy_rmse_mev`, `forces_rmse_mev_per_angstrom`, `forces_cosine`, `stress_mae_mev_per_angstrom3`, and `within_threshold_percent`: the
 share of the structures whose energy is right to 0.02 eV and each force component of a free atom to 0.03 eV/Å (EFwT of the Open Catalyst
-Project, Chanussot et al. 2021).
+Project, Chanussot et al. 2021). Of a model that says how uncertain its energies are, `energy_coverage_percent` is the share of the
+structures whose energy is within the nominal 90 % interval, that of a normal distribution.
 """
 
 import math
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 
 from equimol.data.properties import PROPERTIES
+from equimol.models.uncertainty import ENERGY_UNCERTAINTY
 from equimol.training.loss import EXTENSIVE, atoms_per_system, property_error
 from equimol.training.processes import Processes
 
 COSINE = "forces_cosine"
 WITHIN = "within_threshold"
+COVERAGE = "energy_coverage"
+Z90 = 1.6448536269514722  # standard deviations to either side of the mean that hold 90 % of a normal distribution
 ENERGY_THRESHOLD, FORCE_THRESHOLD = 0.02, 0.03  # eV, eV/Å
 
 
@@ -41,6 +45,8 @@ class ErrorSums:
             self._add(name, error)
             if name in EXTENSIVE:
                 self._add(f"{name}_per_atom", error / atoms_per_system(graph)[labelled])
+            if name == "energy" and ENERGY_UNCERTAINTY in prediction:
+                self._add(COVERAGE, (error.abs() <= Z90 * prediction[ENERGY_UNCERTAINTY].detach()[labelled]).double())
             if name == "forces":
                 label = graph.forces[labelled].double()
                 directed = label.any(dim=-1)  # a force of exactly zero has no direction to compare with
@@ -129,6 +135,8 @@ def _figures() -> Iterable[tuple[str, str, str, float]]:
                 yield f"{name}_per_atom", kind, f"{name}_{kind}_{suffix}_per_atom", factor
         for kind in ("rmse",) if name in EXTENSIVE else ("mae", "rmse"):
             yield name, kind, f"{name}_{kind}_{suffix}", factor
+        if name == "energy":
+            yield COVERAGE, "share", f"{COVERAGE}_percent", 100.0
         if name == "forces":
             yield COSINE, "cosine", COSINE, 1.0
             yield WITHIN, "share", f"{WITHIN}_percent", 100.0
@@ -139,6 +147,8 @@ def _title(key: str) -> tuple[str, str]:
     name, kind, *unit = key.split("_", 2)
     if key == COSINE:
         return "forces cosine", ""
+    if key.startswith(COVERAGE):
+        return "within 90 % interval", "%"
     if name == "within":
         return "within threshold", "%"
     text = "".join(unit).replace("_per_", "/").replace("angstrom3", "Å³").replace("angstrom", "Å")
