@@ -28,7 +28,7 @@ def train(tmp_path: Path, write_frames: Callable, no_report: None) -> Callable[.
 def test_every_recipe_is_short_and_run_here():
     recipes = {path.name for path in EXAMPLES.glob("*.yaml")}
     escaip = {f"{name}_escaip.yaml" for name in ("spice", "oc20", "periodic")} | {"escaip_pretrain.yaml", "escaip_finetune.yaml"}
-    assert recipes == escaip | {"dpa3_data_sets.yaml", "dpa3_finetune.yaml"}
+    assert recipes == escaip | {"dpa3_data_sets.yaml", "dpa3_finetune.yaml", "few_frames.yaml"}
     for name in recipes:
         lines = (EXAMPLES / name).read_text().splitlines()
         assert lines[0].startswith("# ") and sum(not line.startswith("#") for line in lines) <= 10
@@ -81,3 +81,9 @@ def test_several_data_sets_then_one_more(tmp_path: Path, write_frames: Callable,
     start = f"start={both / 'model.equimol'}"
     after = fit(load_config(EXAMPLES / "dpa3_finetune.yaml", [*second, *given, start, f"out={tmp_path / 'ice'}"]))
     assert data_sets(load(after / "model.equimol")) == ("water", "molecules", "ice")
+
+
+def test_few_frames_are_all_trained_on(train: Callable, emt_frames: Callable):
+    folder = train("few_frames", emt_frames(5), "preset=tiny")
+    assert "frames: 5 train, 0 valid, 0 test" in (folder / "data.txt").read_text()
+    assert load(folder / "model.equimol").conservative and not (folder / "predictions_valid.npz").exists()
