@@ -33,6 +33,9 @@ class PathRows(NamedTuple):
 _KERNELS = {"by_features": "ywg", "by_harmonics": "xwg", "by_weights": "xyg", "by_sums": "xyw"}
 
 
+LONGEST = 2000  # entries of all paths together: longer code takes minutes to compile
+
+
 class CoupledSum(Form):
     """sum_e w_p C x_s(e) y_e g_r(e) over paths p: linear in features x, harmonics y, weights w, and g, by which its derivative is the sum.
 
@@ -46,6 +49,9 @@ class CoupledSum(Form):
     def __init__(self, paths: Sequence[Sequence], rows: int, harmonics: int, sums: int) -> None:
         self.paths = tuple(PathRows(*places, tuple(map(tuple, entries))) for *places, entries in paths)
         self.rows, self.harmonics, self.sums = rows, harmonics, sums
+        entries = sum(len(path.entries) for path in self.paths)
+        #: why there is no kernel of it; empty where there is one
+        self.obstacle = f"couplings of {entries} numbers are too long to be compiled, {LONGEST} are the most" if entries > LONGEST else ""
         super().__init__(self.paths, rows, harmonics, sums)
         self._kernels: dict[tuple, Callable[..., int] | CudaKernel] = {}  # found by the description, which takes long to compare
 
@@ -56,13 +62,17 @@ class CoupledSum(Form):
         return (atoms, self.rows, channels), (edges, self.harmonics), (edges, len(self.paths), channels), (atoms, self.sums, channels)
 
     def derivatives(self, arguments, constants, wanted):
-        if not has_kernel("convolution", next(a for a in arguments if a is not None)):
+        if not has_kernel("convolution", next(a for a in arguments if a is not None), self.obstacle):
             return self.plain_derivatives(arguments, constants, wanted)
         return self._computed(arguments, (None, None, None), constants, wanted)
 
     def along(self, arguments, directions, constants, wanted):
         like = arguments[0]
-        if directions[3] is not None or not has_kernel("convolution", like) or isinstance(self._kernel("by_sums", like), CudaKernel):
+        if (
+            directions[3] is not None
+            or not has_kernel("convolution", like, self.obstacle)
+            or isinstance(self._kernel("by_sums", like), CudaKernel)
+        ):
             return None
         return self._computed(arguments, directions[:3], constants, wanted)
 
@@ -135,7 +145,7 @@ class TabulatedSum(Form):
         senders, receivers, first_rows, table = constants
         x, y, b, g = arguments
         like = next(a for a in arguments if a is not None)
-        if not has_kernel("convolution", like) or like.device.type != "cpu":
+        if not has_kernel("convolution", like, self.given.obstacle) or like.device.type != "cpu":
             return self.plain_derivatives(arguments, constants, wanted)
         shapes = self.shapes(arguments, constants)
         (atoms, _, channels), edges = shapes[0], len(senders)

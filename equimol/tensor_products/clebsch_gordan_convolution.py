@@ -57,7 +57,7 @@ class ClebschGordanConvolution(EdgeConvolution):
     ) -> Float[Tensor, "atoms dim_out"]:
         self.check(features, harmonics, senders, receivers, weights)
         atoms, channels = features.shape[0], self.channels
-        if is_traced() or has_operator("convolution", features):
+        if is_traced() or has_operator("convolution", features, self._form.obstacle):
             rows, sum_up = features.unflatten(-1, (-1, channels)), coupled_sum_by_blocks if is_traced() else coupled_sum
             return sum_up(self._form, rows, harmonics, weights, senders, receivers).flatten(1)
         slots = Slots(receivers, atoms)

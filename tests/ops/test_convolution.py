@@ -5,6 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from equimol.o3 import layout_dim, natural_layout
+from equimol.ops import convolution as module
 from equimol.ops import coupled_sum, coupled_sum_by_blocks, plain_coupled_sum
 from equimol.tensor_products.clebsch_gordan_convolution import ClebschGordanConvolution
 
@@ -69,6 +70,22 @@ def test_mixed_types_are_refused(random):
     tensors[1] = tensors[1].detach().float()
     with pytest.raises(ValueError, match=r"harmonics must be torch.float64 \[23, 4\] on cpu beside features"):
         run(convolution, tensors, senders, receivers)
+
+
+def test_couplings_that_are_too_long(random, monkeypatch):
+    """They run as PyTorch's operations, and say so where a kernel is required."""
+    short = ClebschGordanConvolution(natural_layout(1, 2), 1, 1)
+    tensors, senders, receivers = inputs(random, short)
+    expected = run(short, tensors, senders, receivers)
+    monkeypatch.setattr(module, "LONGEST", 3)
+    long = ClebschGordanConvolution(natural_layout(1, 2), 1, 1)
+    torch.testing.assert_close(run(long, tensors, senders, receivers), expected)
+    monkeypatch.setenv("EQUIMOL_KERNELS", "require")
+    rows = tensors[0].unflatten(-1, (-1, 2))
+    with pytest.raises(RuntimeError, match="too long to be compiled, 3 are the most"):
+        coupled_sum(long._form, rows, tensors[1], tensors[2], senders, receivers)
+    with pytest.raises(RuntimeError, match="too long to be compiled, 3 are the most"):
+        run(long, tensors, senders, receivers)
 
 
 # --- weights of a table ----------------------------------------------------------------------------------------------------------
