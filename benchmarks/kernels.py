@@ -37,7 +37,7 @@ from torch_geometric.data import Batch
 from equimol import build_model
 from equimol.bench import append_rows, compare_calls, describe_surroundings, machine_limits
 from equimol.data import AtomicGraph
-from equimol.o3 import layout_dim, natural_layout, to_e3nn
+from equimol.o3 import layout_dim, natural_layout, spherical_harmonics, to_e3nn
 from equimol.ops.silut import Tail
 from equimol.ops.tiles import tiles
 from equimol.tensor_products.bracket_grid import BracketGrid
@@ -137,6 +137,35 @@ def tile() -> tuple[dict[str, Callable], list[torch.Tensor]]:
     return calls, inputs
 
 
+def contraction_of(channels: int, lmax: int) -> tuple[dict[str, Callable], list[torch.Tensor]]:
+    """MACE's symmetric contraction of sums to degree 3, correlation 3, for 243 atoms of four elements."""
+    module, species = SymmetricContraction(natural_layout(3, channels), lmax, 3, 4), torch.arange(243) % 4
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*size, generator=generator) for size in ((243, layout_dim(module.in_layout)), (4, module.num_weights, channels))]
+    return with_and_without(lambda x, w: module(x, w, species), inputs)
+
+
+def in_frames(make: type, lmax: int, edges: int) -> tuple[dict[str, Callable], list[torch.Tensor]]:
+    """A convolution in the frames of edges, 32 channels."""
+    module, atoms = make(natural_layout(lmax, 32), lmax, lmax), edges // NEIGHBORS
+    generator = torch.Generator().manual_seed(0)
+    senders = torch.randint(0, atoms, (edges,), generator=generator)
+    receivers = torch.arange(atoms).repeat_interleave(NEIGHBORS)
+    sizes = (atoms, layout_dim(module.in_layout)), (edges, module.num_weights, 32)
+    x, w = (torch.randn(*size, generator=generator) for size in sizes)
+    y = spherical_harmonics(torch.randn(edges, 3, generator=generator), lmax)
+    return with_and_without(lambda x, y, w: module(x, y, senders, receivers, w), [x, y, w])
+
+
+def with_and_without(call: Callable, inputs: list[torch.Tensor]) -> tuple[dict[str, Callable], list[torch.Tensor]]:
+    """The kernel and PyTorch's operations, which must agree."""
+    with torch.no_grad():
+        kernel, reference = (with_kernels(CHOICES[who], call)(*inputs) for who in ("kernel", "PyTorch"))
+    if float((kernel - reference).abs().max()) > 1e-5 * float(reference.abs().max()):
+        raise SystemExit("kernel and PyTorch disagree: nothing is timed")
+    return {"kernel": call, "PyTorch": call}, inputs
+
+
 def grid_product(which: str, lmax: int, batch: int) -> tuple[dict[str, Callable], list[torch.Tensor]]:
     make, couplings = GRIDS[which]
     layout = natural_layout(lmax, 64)
@@ -213,6 +242,9 @@ def measure(edges: list[int], quick: bool, only: str) -> None:
         for which in GRIDS
         for l in degrees
     }
+    cases |= {f"symmetric contraction, {c} channels, degrees 0..{l}": (contraction_of, c, l) for c, l in SIZES}
+    frames = {"so2_mixed": SO2MixedConvolution, "so2_gaunt": SO2GauntConvolution}
+    cases |= {f"{name}, degrees 0..6, 10000 edges": (in_frames, make, 6, 10_000) for name, make in frames.items()}
     if models := measure_models(quick, only):
         append_rows(RESULTS, models)
     for name, (make, *arguments) in {"tiles": (tile,), **cases}.items():

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from equimol.ops.cuda_code import CudaKernel
 from equimol.ops.kernels import find_kernel, has_kernel, run
-from equimol.ops.multilinear import Form, form_derivatives, form_operator
+from equimol.ops.multilinear import Form, form_derivatives, form_operator, plain_derivatives
 from equimol.ops.scatter import gather, scatter_sum
 
 
@@ -108,15 +108,7 @@ class CoupledSum(Form):
 
     def plain_derivatives(self, arguments, constants, wanted):
         """The same by PyTorch's operations: the reference."""
-        like = next(a for a in arguments if a is not None)
-        with torch.enable_grad():
-            leaves = [
-                (like.new_zeros(shape) if a is None else a.detach()).requires_grad_(want)
-                for a, shape, want in zip(arguments, self.shapes(arguments, constants), wanted, strict=True)
-            ]
-            total = (plain_coupled_sum(self, *leaves[:3], *constants) * leaves[3]).sum()
-            found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]))
-        return [next(found) if want else None for want in wanted]
+        return plain_derivatives(self, plain_coupled_sum, arguments, constants, wanted)
 
     def _kernel(self, name: str, like: Tensor, directions: str = "") -> Callable[..., int] | CudaKernel:
         """Of the derivative of that name, by features, harmonics, weights or sums, for such tensors, or its sum over directions."""

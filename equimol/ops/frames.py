@@ -12,7 +12,7 @@ from torch import Tensor
 
 from equimol.ops.convolution import edges_of, require_beside, require_edges, require_within
 from equimol.ops.kernels import find_kernel, has_kernel, run
-from equimol.ops.multilinear import Form, form_derivatives, form_operator
+from equimol.ops.multilinear import Form, form_derivatives, form_operator, plain_derivatives
 from equimol.ops.scatter import gather, scatter_sum
 
 LONGEST = 700  # entries and components of all blocks, up to which there is a kernel: 1.5 s to compile, and far longer beyond
@@ -119,15 +119,7 @@ class FramedSum(Form):
 
     def plain_derivatives(self, arguments, constants, wanted):
         """The same by PyTorch's operations: the reference."""
-        like = next(a for a in arguments if a is not None)
-        with torch.enable_grad():
-            leaves = [
-                (like.new_zeros(shape) if a is None else a.detach()).requires_grad_(want)
-                for a, shape, want in zip(arguments, self.shapes(arguments, constants), wanted, strict=True)
-            ]
-            total = (plain_framed_sum(self, *leaves[:6], *constants) * leaves[6]).sum()
-            found = iter(torch.autograd.grad(total, [leaf for leaf, want in zip(leaves, wanted, strict=True) if want], allow_unused=True))
-        return [next(found) if want else None for want in wanted]
+        return plain_derivatives(self, plain_framed_sum, arguments, constants, wanted)
 
     def _kernel(self, name: str, back: bool, like: Tensor) -> Callable[..., int]:
         key = name, back, like.dtype

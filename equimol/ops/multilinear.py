@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import ClassVar
 
@@ -59,6 +59,29 @@ def form_derivatives(
     only its own derivative is wanted: that is how a product becomes the derivative of a form.
     """
     return _Form.apply(form, tuple(wanted), *arguments, *constants)
+
+
+def plain_derivatives(
+    form: Form,
+    plain: Callable[..., Tensor],
+    arguments: Sequence[Tensor | None],
+    constants: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """`Form.derivatives` by PyTorch's operations, the reference.
+
+    ``plain`` is the derivative by the last argument: of the form, the arguments before it, and the constants.
+    """
+    like = next(a for a in arguments if a is not None)
+    with torch.enable_grad():
+        leaves = [
+            (like.new_zeros(shape) if a is None else a.detach()).requires_grad_(want)
+            for a, shape, want in zip(arguments, form.shapes(arguments, constants), wanted, strict=True)
+        ]
+        total = (plain(form, *leaves[:-1], *constants) * leaves[-1]).sum()
+        chosen = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(total, chosen, allow_unused=True, materialize_grads=True))
+    return [next(found) if want else None for want in wanted]
 
 
 class _Form(Function):
